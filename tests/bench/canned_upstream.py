@@ -27,7 +27,9 @@ def _response(body: bytes, content_type: bytes = b"application/json") -> bytes:
 def _small_reply() -> bytes:
     message = {"role": "assistant", "content": "A short canned answer, the same for everyone who asks. ~end"}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    return _response(json.dumps({**_ENVELOPE, "object": "chat.completion", "choices": [choice], "usage": USAGE}).encode())
+    return _response(
+        json.dumps({**_ENVELOPE, "object": "chat.completion", "choices": [choice], "usage": USAGE}).encode()
+    )
 
 
 def _chunk(delta: dict[str, str], finish_reason: str | None = None) -> dict[str, object]:

@@ -1,0 +1,94 @@
+"""`python -m tests.bench`: runs the sections, prints them, writes `build/bench.json`.
+
+Owns the command line and the report's frame; refuses to measure anything itself."""
+
+import json
+import sys
+import time
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench import machine, sections
+from tests.bench.options import Options
+from tests.bench.verdict import Verdict
+
+_PLAIN_WIDTH: Final = 150
+_ONLY = "Sections (link_cost, gateways) or systems (ours, litellm, portkey, nginx, envoy), separated by commas."
+_CASES = "Cases (small, stream, paced, large), separated by commas."
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(name.strip() for name in text.split(",") if name.strip())
+
+
+def _wanted(name: str, options: Options) -> bool:
+    """Naming a system asks for the section that measures systems."""
+    asked = options.only & set(sections.NAMES)
+    systems_asked = bool(options.only - set(sections.NAMES))
+    return not options.only or name in asked or (name == "gateways" and systems_asked)
+
+
+def bench(
+    *,
+    quick: Annotated[bool, typer.Option(help="One round of the cases that the bars are about.")] = False,
+    only: Annotated[str, typer.Option(help=_ONLY)] = "",
+    case: Annotated[str, typer.Option(help=_CASES)] = "",
+    rounds: Annotated[int | None, typer.Option(help="How often each figure is taken.")] = None,
+    check: Annotated[bool, typer.Option(help="Exit with 1 when a bar is missed.")] = False,
+) -> None:
+    """Measures what the gateway costs, beside its peers and its floors."""
+    options = Options(quick=quick, only=_names(only), cases=_names(case), rounds=rounds)
+    console = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
+    began = time.monotonic()
+    report: dict[str, Any] = {"machine": machine.describe(), "quick": quick, "sections": {}}
+    verdicts: list[Verdict] = []
+    for name in sections.NAMES:
+        if not _wanted(name, options):
+            continue
+        section = sections.find(name)
+        if section is None:
+            report["sections"][name] = {"absent": "no such module yet"}
+            console.print(f"[yellow]section {name}: absent")
+            continue
+        console.rule(f"[bold]{section.TITLE}")
+        result = section.run(options)
+        report["sections"][name] = result
+        section.show(result, console)
+        verdicts += sections.verdicts_of(section, result)
+    report["seconds"] = round(time.monotonic() - began, 1)
+    report["verdicts"] = [
+        {"bar": verdict.bar, "measured": verdict.measured, "at_least": verdict.at_least, "met": verdict.met}
+        for verdict in verdicts
+    ]
+    _show_verdicts(verdicts, console)
+    _write(report, options, console)
+    if check and any(verdict.met is False for verdict in verdicts):
+        raise typer.Exit(1)
+
+
+def _show_verdicts(verdicts: list[Verdict], console: Console) -> None:
+    if not verdicts:
+        return
+    table = Table(title="bars", title_justify="left", title_style="bold")
+    table.add_column("bar")
+    for column in ("at least", "measured", "verdict"):
+        table.add_column(column, justify="right")
+    words = {True: "[green]met", False: "[red]missed", None: "[yellow]not measured"}
+    for verdict in verdicts:
+        measured = "–" if verdict.measured is None else f"{verdict.measured:.2f} ×"
+        table.add_row(verdict.bar, f"{verdict.at_least:.0f} ×", measured, words[verdict.met])
+    console.print(table)
+
+
+def _write(report: dict[str, Any], options: Options, console: Console) -> None:
+    options.build_dir.mkdir(exist_ok=True)
+    path = options.build_dir / "bench.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    console.print(f"{report['seconds']:.0f} s; everything is in {path.name} in {path.parent.name}/")
+
+
+if __name__ == "__main__":
+    typer.run(bench)
