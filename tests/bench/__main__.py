@@ -3,6 +3,7 @@
 Owns the command line and the report's frame; refuses to measure anything itself."""
 
 import json
+import signal
 import sys
 import time
 from typing import Annotated, Any, Final
@@ -40,6 +41,8 @@ def bench(
     check: Annotated[bool, typer.Option(help="Exit with 1 when a bar is missed.")] = False,
 ) -> None:
     """Measures what the gateway costs, beside its peers and its floors."""
+    # Ended from outside, a run still stops everything that it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = Options(quick=quick, only=_names(only), cases=_names(case), rounds=rounds)
     console = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
     began = time.monotonic()

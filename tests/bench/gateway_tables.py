@@ -5,55 +5,71 @@ Owns columns and rounding; refuses to compute anything but differences and ratio
 from typing import Any, Final
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from tests.bench.cases import FULL
+from tests.bench.cases import FULL, Case
 
 _OURS: Final = "ours, chat"
 _BASELINE: Final = "direct"
 _COLUMNS: Final = ("CPU µs/request", "spread", "× ours", "requests/s", "added p50 ms", "added p99 ms")
+_FIRST_BYTE: Final = "first SSE byte ms"
 
 
 def show(result: dict[str, Any], console: Console) -> None:
     for case in FULL:
-        for in_flight in case.in_flight:
-            cells = [cell for cell in result["cells"] if (cell["case"], cell["in_flight"]) == (case.name, in_flight)]
-            if cells:
-                console.print(_case_table(f"{case.title}, {in_flight} in flight", cells, case.stream))
+        cells = [cell for cell in result["cells"] if cell["case"] == case.name]
+        if cells:
+            console.print(_case_table(case, cells))
     console.print(_idle_table(result))
     for name, reason in result["absent"].items():
-        console.print(f"[yellow]absent: {name}: {reason}")
+        console.print(f"[yellow]absent: {name}: {escape(reason)}")
+    if result["ledger_check"]:
+        console.print(f"our ledger after the run: {result['ledger_check']}")
 
 
-def _case_table(title: str, cells: list[dict[str, Any]], stream: bool) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
+def _case_table(case: Case, cells: list[dict[str, Any]]) -> Table:
+    table = Table(title=case.title, title_justify="left", title_style="bold")
+    table.add_column("in flight", justify="right")
     table.add_column("system")
-    for column in (*_COLUMNS, *(("first SSE byte ms",) if stream else ()), "RSS MB", "errors"):
+    for column in (*_COLUMNS, *((_FIRST_BYTE,) if case.stream else ()), "RSS MB", "errors"):
         table.add_column(column, justify="right")
-    by_subject = {cell["subject"]: cell for cell in cells}
-    ours, baseline = by_subject.get(_OURS), by_subject.get(_BASELINE)
-    for cell in cells:
-        row = [
-            cell["subject"],
-            _number(cell["cpu_us_per_request"]),
-            f"{_number(cell['cpu_us_lowest'])}–{_number(cell['cpu_us_highest'])}",
-            _ratio(cell, ours),
-            _number(cell["requests_per_second"]),
-            _added(cell, baseline, "p50_ms"),
-            _added(cell, baseline, "p99_ms"),
-            *((_number(cell["first_byte_p50_ms"]),) if stream else ()),
-            _number(cell["rss_mb"]),
-            str(cell["errors"]) if not cell["errors"] else f"[red]{cell['errors']}",
-        ]
-        table.add_row(*row, style="bold" if cell["subject"].startswith("ours") else None)
-    _add_error_notes(table, cells)
+    for in_flight in case.in_flight:
+        group = [cell for cell in cells if cell["in_flight"] == in_flight]
+        by_subject = {cell["subject"]: cell for cell in group}
+        for cell in group:
+            row = _row(cell, by_subject.get(_OURS), by_subject.get(_BASELINE), case)
+            table.add_row(str(in_flight), *row, style="bold" if cell["subject"].startswith("ours") else None)
+        table.add_section()
+    _add_notes(table, cells)
     return table
 
 
-def _add_error_notes(table: Table, cells: list[dict[str, Any]]) -> None:
-    notes = [f"{cell['subject']}: {cell['error_samples'][0]}" for cell in cells if cell["error_samples"]]
-    if notes:
-        table.caption = "\n".join(notes)
+def _row(cell: dict[str, Any], ours: dict[str, Any] | None, baseline: dict[str, Any] | None, case: Case) -> list[str]:
+    return [
+        cell["subject"],
+        _number(cell["cpu_us_per_request"]),
+        f"{_number(cell['cpu_us_lowest'])}–{_number(cell['cpu_us_highest'])}",
+        _ratio(cell, ours),
+        _number(cell["requests_per_second"]),
+        _added(cell, baseline, "p50_ms"),
+        _added(cell, baseline, "p99_ms"),
+        *((_number(cell["first_byte_p50_ms"]),) if case.stream else ()),
+        _number(cell["rss_mb"]),
+        str(cell["errors"]) if not cell["errors"] else f"[red]{cell['errors']}",
+    ]
+
+
+def _add_notes(table: Table, cells: list[dict[str, Any]]) -> None:
+    notes = []
+    for cell in cells:
+        where = f"{cell['subject']}, {cell['in_flight']} in flight"
+        if cell["error_samples"]:
+            notes.append(f"{where}: {escape(cell['error_samples'][0])}")
+        if cell["upstream_calls"] != cell["requests"] + cell["errors"]:
+            asked = cell["requests"] + cell["errors"]
+            notes.append(f"{where}: {cell['upstream_calls']} upstream calls for {asked} requests")
+    table.caption = "\n".join(notes) or None
 
 
 def _idle_table(result: dict[str, Any]) -> Table:

@@ -17,6 +17,7 @@ from tests.bench.measuring import Figure, LoadGenerator, Sample, summarise
 from tests.bench.options import Options
 from tests.bench.processes import AbsentError, free_port, read_cpu, read_memory
 from tests.bench.systems import all_systems
+from tests.bench.systems.ours import Ours
 from tests.bench.systems.system import Route, System
 from tests.bench.verdict import Verdict
 
@@ -46,11 +47,13 @@ class _Field:
 
 def run(options: Options) -> dict[str, Any]:
     console = Console(stderr=True)
-    with _started(options, console) as entrants, LoadGenerator() as generator:
+    upstream_port = free_port()
+    with _started(options, upstream_port, console) as entrants, LoadGenerator(upstream_port) as generator:
         _prewarm(entrants, generator, console)
         idle = _idle(entrants.present)
         samples = _rounds(entrants, generator, options, console)
         versions = {system.name: system.version() for system in entrants.present}
+        ledger_check = next((system.check_ledger() for system in entrants.present if isinstance(system, Ours)), None)
     figures = {key: summarise(taken) for key, taken in samples.items()}
     cells = [
         {"case": case, "in_flight": in_flight, "subject": subject, **figure.as_dict()}
@@ -67,7 +70,14 @@ def run(options: Options) -> dict[str, Any]:
         for case, in_flight, peer, bar in BARS
         if (_BY_NAME[case], in_flight) in chosen(options)
     ]
-    return {"versions": versions, "absent": entrants.absent, "idle": idle, "cells": cells, "bars": bars}
+    return {
+        "versions": versions,
+        "absent": entrants.absent,
+        "idle": idle,
+        "cells": cells,
+        "bars": bars,
+        "ledger_check": ledger_check,
+    }
 
 
 def show(result: dict[str, Any], console: Console) -> None:
@@ -93,12 +103,11 @@ def _times(figures: dict[tuple[str, int, str], Figure], case: str, in_flight: in
 
 
 @contextlib.contextmanager
-def _started(options: Options, console: Console) -> Iterator[_Field]:
+def _started(options: Options, upstream_port: int, console: Console) -> Iterator[_Field]:
     """Everything is started first and stays up, so that rounds can alternate between systems."""
     entrants = _Field()
     systems = all_systems(options)
     wanted = {system.name for system in systems} & options.only
-    upstream_port = free_port()
     try:
         for system in systems:
             if wanted and system.name not in wanted | {"direct"}:

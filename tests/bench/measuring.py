@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -24,6 +25,7 @@ class Sample:
 
     requests: int
     errors: int
+    upstream_calls: int
     error_samples: tuple[str, ...]
     elapsed_seconds: float
     cpu_us_per_request: float | None
@@ -41,7 +43,8 @@ class Sample:
 class LoadGenerator:
     """The load generator's process, seen from the run that steers it."""
 
-    def __init__(self) -> None:
+    def __init__(self, upstream_port: int) -> None:
+        self._upstream_port = upstream_port
         command = [sys.executable, "-m", "tests.bench.load_generator"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -49,18 +52,20 @@ class LoadGenerator:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
+        with self._process:
+            self._process.kill()
 
     def measure(self, load: Load, pids: Callable[[], Iterable[int]]) -> Sample:
         self._say(load.to_line())
         self._hear()
+        served_before = calls_served(self._upstream_port)
         before = read_cpu(pids())
         self._say("go")
         heard: dict[str, Any] = json.loads(self._hear())
         time.sleep(SETTLE_SECONDS)
         after = list(pids())
         used_ns = read_cpu(after).since(before)
+        heard["upstream_calls"] = calls_served(self._upstream_port) - served_before
         memory = read_memory(after)
         heard["error_samples"] = tuple(heard["error_samples"])
         cpu = used_ns / 1000 / heard["requests"] if heard["requests"] else None
@@ -79,6 +84,13 @@ class LoadGenerator:
         return line
 
 
+def calls_served(upstream_port: int) -> int:
+    """What the upstream counted: a system that answered from a cache, or asked twice, is seen here."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{upstream_port}/served", timeout=30) as response:
+        counts: dict[str, int] = json.load(response)
+    return sum(counts.values())
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
     """The medians of one system's samples in one case, and how far the CPU readings lie apart."""
@@ -86,6 +98,7 @@ class Figure:
     rounds: int
     requests: int
     errors: int
+    upstream_calls: int
     error_samples: tuple[str, ...]
     requests_per_second: float
     cpu_us_per_request: float | None
@@ -113,6 +126,7 @@ def summarise(samples: list[Sample]) -> Figure:
         rounds=len(samples),
         requests=sum(sample.requests for sample in samples),
         errors=sum(sample.errors for sample in samples),
+        upstream_calls=sum(sample.upstream_calls for sample in samples),
         error_samples=tuple(texts)[:3],
         requests_per_second=statistics.median(sample.requests_per_second for sample in samples),
         cpu_us_per_request=_median(cpu),

@@ -5,7 +5,6 @@ Owns process groups and CPU and memory readings; refuses to know what the proces
 import contextlib
 import http.client
 import os
-import signal
 import socket
 import subprocess
 import time
@@ -54,10 +53,9 @@ class ProcessGroup:
         return " / ".join(line.strip() for line in lines[-4:])[-500:]
 
     def stop(self) -> None:
-        """SIGTERM to the group, then SIGKILL to whatever of its tree is still there."""
-        tree = [psutil.Process(pid) for pid in process_tree([self.pid]) if psutil.pid_exists(pid)]
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGTERM)
+        """SIGTERM to the leader, which is to end its children; SIGKILL to whatever of its tree is still there."""
+        tree = [psutil.Process(pid) for pid in process_tree([self.pid])]
+        self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_SECONDS)
         _, alive = psutil.wait_procs(tree, timeout=2)

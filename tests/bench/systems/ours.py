@@ -65,6 +65,13 @@ class Ours:
         key: str = json.loads(made.stdout)["api_key"]
         return key
 
+    def check_ledger(self) -> str:
+        """That the ledger was on, and is right: the verdict of our own checker on everything that the run charged."""
+        command = [str(_COMMAND), "ledger", "check", *self._place()]
+        said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        text = " ".join((said.stdout or said.stderr).split())[-300:]
+        return f"{'holds' if said.returncode == 0 else 'DOES NOT HOLD'}: {text}"
+
     def pids(self) -> frozenset[int]:
         if self._group is None:
             return frozenset()
