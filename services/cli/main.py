@@ -1,0 +1,33 @@
+"""The `mws` command: the one entrance for people and scripts that run the gateway.
+
+Owns the command tree; each group of commands lives in a module of its own.
+"""
+
+import typer
+
+from services.cli import accounts, demo, ledger, up, upstreams
+
+app = typer.Typer(
+    name="mws",
+    help="Run and administer an MWS gateway.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # a traceback would print local variables, and those hold tokens
+    rich_markup_mode=None,
+)
+for group in (up.app, demo.app, ledger.app):
+    app.registered_commands += group.registered_commands
+app.add_typer(accounts.account_app, name="account")
+app.add_typer(accounts.key_app, name="key")
+app.add_typer(accounts.team_app, name="team")
+app.add_typer(ledger.credit_app, name="credit")
+app.add_typer(ledger.ledger_app, name="ledger")
+app.add_typer(upstreams.app, name="upstream")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

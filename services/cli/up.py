@@ -1,0 +1,170 @@
+"""`mws up`, `mws down` and `mws demo`: the whole gateway on one machine.
+
+Owns the options and what is printed; `manager.py` runs the processes.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from services.cli.admin import DEFAULT_DATA_DIR, DEFAULT_GRPC_BASE_PORT
+from services.cli.deployment import Deployment
+from services.cli.manager import START_TIMEOUT_S, STOP_TIMEOUT_S, Manager, StartError, free_ports
+
+app = typer.Typer()
+_err = Console(stderr=True)
+
+DEFAULT_PORT = 8080
+DataDir = Annotated[Path, typer.Option(help="Where databases, secrets, logs and pids live.")]
+SERVICES = ("edge", "auth", "inference", "metering")
+
+
+@app.command()
+def up(  # the parameters of a command are its options
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Public HTTP port.")] = DEFAULT_PORT,
+    grpc_base_port: Annotated[
+        int, typer.Option(help="gRPC: auth; +1 inference; +2 metering.")
+    ] = DEFAULT_GRPC_BASE_PORT,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    catalog: Annotated[Path | None, typer.Option(help="Catalogue file instead of the packaged one.")] = None,
+    plans: Annotated[Path | None, typer.Option(help="Plans file instead of the packaged one.")] = None,
+    upstream: Annotated[str | None, typer.Option(help="One upstream URL for every generation profile.")] = None,
+    upstream_dialect: Annotated[str, typer.Option(help="`openai` or `anthropic`.")] = "openai",
+    postgres_url: Annotated[str | None, typer.Option(help="PostgreSQL instead of SQLite.")] = None,
+    redis_url: Annotated[str | None, typer.Option(help="Redis instead of process memory.")] = None,
+    replicas: Annotated[str, typer.Option(help="For example edge=1,auth=1.")] = "",
+    no_restart: Annotated[bool, typer.Option("--no-restart", help="Leave a dead process dead.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Return once it serves; stop it with `mws down`.")] = False,
+    any_port: Annotated[
+        bool, typer.Option("--any-port", help="Move to free ports if the given ones are taken.")
+    ] = False,
+) -> None:
+    """Start all processes, print `ready http://HOST:PORT` when they answer, and run until SIGTERM."""
+    _refuse_unsupported(postgres_url, redis_url, replicas)
+    if upstream_dialect not in ("openai", "anthropic"):
+        _fail("--upstream-dialect is `openai` or `anthropic`")
+    if running := _running(data_dir):
+        if detach:
+            print(f"ready {running['base_url']}", flush=True)
+            return
+        _fail(f"a gateway already runs on {data_dir} (pid {running['pid']}); stop it with `mws down`")
+    try:
+        if any_port:
+            port, grpc_base_port = free_ports(host, port, grpc_base_port)
+        deployment = Deployment(
+            host,
+            port,
+            grpc_base_port,
+            data_dir.resolve(),
+            catalog.resolve() if catalog else None,
+            plans.resolve() if plans else None,
+            upstream,
+            upstream_dialect,
+        )
+        if detach:
+            _detach(deployment, no_restart=no_restart)
+            return
+        manager = Manager(deployment, restart=not no_restart, announce=lambda text: _err.print(text, highlight=False))
+        status = asyncio.run(manager.run(lambda: print(f"ready {deployment.base_url}", flush=True)))
+    except StartError as error:
+        _fail(str(error))
+    raise typer.Exit(status)
+
+
+def _refuse_unsupported(postgres_url: str | None, redis_url: str | None, replicas: str) -> None:
+    if postgres_url or redis_url:
+        _fail("--postgres-url and --redis-url are not supported yet: this version keeps its state in SQLite and memory")
+    for part in filter(None, replicas.split(",")):
+        service, _, count = part.partition("=")
+        if service not in SERVICES or not count.isdigit() or int(count) < 1:
+            _fail(f"--replicas: {part!r} is not one of {', '.join(SERVICES)}, `=`, and a number from 1")
+        if int(count) > 1:
+            _fail(f"--replicas: {service}={count} is not supported yet; embedded state belongs to one process")
+
+
+def _detach(deployment: Deployment, *, no_restart: bool) -> None:
+    log_dir = deployment.data_dir / "log"
+    log_dir.mkdir(parents=True, exist_ok=True)
+    log_path = log_dir / "manager.log"
+    options = ["--host", deployment.host, "--port", str(deployment.port)]
+    options += ["--grpc-base-port", str(deployment.grpc_base_port), "--data-dir", str(deployment.data_dir)]
+    if deployment.catalogue:
+        options += ["--catalog", str(deployment.catalogue)]
+    if deployment.plans:
+        options += ["--plans", str(deployment.plans)]
+    if deployment.upstream_url:
+        options += ["--upstream", deployment.upstream_url, "--upstream-dialect", deployment.upstream_dialect]
+    if no_restart:
+        options.append("--no-restart")
+    offset = log_path.stat().st_size if log_path.exists() else 0
+    with log_path.open("ab") as log:
+        manager = subprocess.Popen(  # noqa: S603 - our own interpreter and our own options
+            [sys.executable, "-m", "services.cli.main", "up", *options],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + START_TIMEOUT_S + 5
+    while time.monotonic() < deadline:
+        said = log_path.read_bytes()[offset:].decode(errors="replace")
+        if f"ready {deployment.base_url}" in said:
+            print(f"ready {deployment.base_url}", flush=True)
+            return
+        if manager.poll() is not None:
+            _fail(said.strip() or f"the gateway did not start; see {log_path}")
+        time.sleep(0.05)
+    manager.terminate()
+    _fail(f"the gateway did not become ready; see {log_path}")
+
+
+@app.command()
+def down(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Drain and stop the gateway of a data directory."""
+    running = _running(data_dir)
+    if not running:
+        print("not running")
+        return
+    pid = int(running["pid"])
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_TIMEOUT_S * len(SERVICES)
+    while time.monotonic() < deadline:
+        if not _is_alive(pid):
+            print("stopped")
+            return
+        time.sleep(0.05)
+    _fail(f"process {pid} still drains")
+
+
+def _running(data_dir: Path) -> dict[str, str] | None:
+    try:
+        state = json.loads((data_dir / "run" / "manager.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return state if _is_alive(int(state["pid"])) else None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        # A process that was not reaped by its parent yet is over all the same.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    except PermissionError:
+        return True
+
+
+def _fail(text: str) -> None:
+    _err.print(f"[red]error[/red] {text}", highlight=False, soft_wrap=True)
+    raise typer.Exit(2)
