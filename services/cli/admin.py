@@ -58,7 +58,7 @@ class Admin:
         return str(found[0].account_id)
 
 
-class _Bearer(grpc.UnaryUnaryClientInterceptor):
+class _Bearer(grpc.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
     def __init__(self, token: str) -> None:
         self._metadata = (("authorization", f"Bearer {token}"),)
 
@@ -71,7 +71,7 @@ class _Bearer(grpc.UnaryUnaryClientInterceptor):
 
 class _Details(grpc.ClientCallDetails):
     def __init__(self, method: str, timeout: float, metadata: list[tuple[str, str]]) -> None:
-        self.method, self.timeout, self.metadata = method, timeout, metadata
+        self.method, self.timeout, self.metadata = method, timeout, tuple(metadata)
         self.credentials, self.wait_for_ready, self.compression = None, None, None
 
 

@@ -9,7 +9,7 @@ NANO_PER_USD = 1_000_000_000
 
 
 def nano_from_usd(text: str) -> int:
-    """`"12.5"` -> 12_500_000_000. Raises ValueError for anything that is not a positive amount of whole nano-dollars."""
+    """`"12.5"` -> 12_500_000_000. Raises ValueError for what is not a positive amount of whole nano-dollars."""
     try:
         nano = Decimal(text) * NANO_PER_USD
         whole = int(nano)

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from services.runtime.errors import GatewayError, reason_name
+from services.runtime.errors import FieldViolation, GatewayError, reason_name
 
 
 class Report:
@@ -58,7 +58,8 @@ class Report:
     def fail(self, error: GatewayError | ValueError) -> None:
         """A failure: one line for people, one JSON object on stderr for scripts."""
         if not isinstance(error, GatewayError):
-            reason, message, violations = "USAGE", str(error), ()
+            reason, message = "USAGE", str(error)
+            violations: Sequence[FieldViolation] = ()
         else:
             reason, message, violations = reason_name(error), error.message, error.violations
         if self._as_json:

@@ -29,7 +29,7 @@ SERVICES = ("edge", "auth", "inference", "metering")
 
 
 @app.command()
-def up(  # the parameters of a command are its options
+def up(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Public HTTP port.")] = DEFAULT_PORT,
     grpc_base_port: Annotated[
