@@ -1,4 +1,4 @@
-"""routing-and-inference: turns a model name into a profile, an upstream and a stream of typed events, and reports what was used.
+"""routing-and-inference: a model name becomes a profile, an upstream, a stream of typed events and a usage event.
 
-Owns the catalogue, the choice of upstreams and the running call; refuses to decide who may call (auth) and what it costs (metering).
+Owns the catalogue, the choice of upstreams and the running call; refuses to decide who may call and what it costs.
 """

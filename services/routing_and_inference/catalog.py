@@ -4,13 +4,21 @@ Pure values and look-ups; refuses to read files (`catalog_file`) and to know how
 """
 
 import enum
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import fnmatch
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 Option = bool | int | float | str | Sequence[str]
 
-_NO_OPTIONS: Mapping[str, Option] = MappingProxyType({})
+_NO_ALIASES: Mapping[str, str] = MappingProxyType({})
+
+# What clients append to a Claude name and what changes nothing about it: `[1m]`, `-20250929`, `@20250929`, `-latest`.
+_SUFFIX = re.compile(r"(?:\[1m\]|[-@]20\d{6}|-20\d\d-\d\d-\d\d|[-@]latest)$")
+
+_REMEMBERED_NAMES = 4096  # model names come from callers, so the memory of them is bounded
 
 
 class Kind(enum.StrEnum):
@@ -31,6 +39,12 @@ class Price:
     cache_write_5m_nano_usd: int | None = None
     cache_write_1h_nano_usd: int | None = None
     search_unit_nano_usd: int = 0
+
+    @property
+    def dearest_input_nano_usd(self) -> int:
+        """The most that a prompt token can cost."""
+        cached = (self.cache_read_nano_usd, self.cache_write_5m_nano_usd, self.cache_write_1h_nano_usd)
+        return max(self.input_nano_usd, *(price or 0 for price in cached))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +69,7 @@ class UpstreamTarget:
     base_url: str = ""
     model: str = ""
     api_key: str = field(default="", repr=False)
-    options: Mapping[str, Option] = _NO_OPTIONS
+    options: Mapping[str, Option] = field(default_factory=dict)
     priority: int = 0  # lower is tried first
     weight: int = 1  # share within a priority
 
@@ -74,3 +88,95 @@ class Profile:
     capabilities: Capabilities = Capabilities()
     tokens_per_second: int = 0  # typical speed; 0: not stated
     dimensions: int = 0  # native length of an embedding profile's vectors; 0: not stated
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """A realm whose access tokens the company proxy takes."""
+
+    issuer: str
+    audience: str
+    jwks_url: str
+    roles: tuple[str, ...]
+    account: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompanyProxy:
+    """The company proxy's part of the catalogue: its models stand apart from the public ones."""
+
+    issuers: tuple[Issuer, ...] = ()
+    models: tuple[Profile, ...] = ()
+    discontinued: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+
+
+class Catalogue:
+    """All profiles, and the names they answer to.
+
+    `profiles` are in catalogue order. `defaults` names the profile of each kind that serves unknown names. `aliases`
+    map names or globs (`*`, `?`) to slugs of generation profiles; an exact name wins over a glob, and the first glob
+    that matches wins over later ones.
+    """
+
+    def __init__(
+        self,
+        profiles: Sequence[Profile],
+        *,
+        defaults: Mapping[Kind, str],
+        aliases: Mapping[str, str] = _NO_ALIASES,
+        company_proxy: CompanyProxy = CompanyProxy(),
+    ) -> None:
+        self.profiles = tuple(profiles)
+        self.aliases = {alias.lower(): slug for alias, slug in aliases.items()}
+        self.defaults = dict(defaults)
+        self.company_proxy = company_proxy
+        self._by_slug = {profile.slug.lower(): profile for profile in self.profiles}
+        self._globs = [(glob, slug) for glob, slug in self.aliases.items() if "*" in glob or "?" in glob]
+        self._find: Callable[[str], Profile | None] = functools.lru_cache(_REMEMBERED_NAMES)(self._look_up)
+
+    def find(self, model: str) -> Profile | None:
+        """The profile that a slug or an alias names, whatever its kind; None for an unknown string."""
+        return self._find(model)
+
+    def resolve(self, model: str, kind: Kind = Kind.GENERATION) -> Profile | None:
+        """The profile that serves a model name: the one it names, else the default. None: nothing of this kind."""
+        found = self._find(model)
+        if found is not None and found.kind is kind:
+            return found
+        default = self.defaults.get(kind)
+        return None if default is None else self._by_slug[default.lower()]
+
+    def is_default(self, profile: Profile) -> bool:
+        """Whether unknown names are served by it."""
+        return self.defaults.get(profile.kind) == profile.slug
+
+    def served_by(self, target: UpstreamTarget) -> "Catalogue":
+        """The same catalogue with one upstream for every generation profile; an empty `model` becomes the slug."""
+        profiles = [
+            replace(profile, upstreams=(replace(target, model=target.model or profile.slug),))
+            if profile.kind is Kind.GENERATION
+            else profile
+            for profile in self.profiles
+        ]
+        return Catalogue(profiles, defaults=self.defaults, aliases=self.aliases, company_proxy=self.company_proxy)
+
+    def _look_up(self, model: str) -> Profile | None:
+        name = model.strip().lower()
+        names = [name]
+        while (shorter := _SUFFIX.sub("", names[-1])) != names[-1]:
+            names.append(shorter)
+        return next((profile for name in names if (profile := self._named(name))), None) or self._matching(names)
+
+    def _named(self, name: str) -> Profile | None:
+        if name in self._by_slug:
+            return self._by_slug[name]
+        slug = self.aliases.get(name)
+        return None if slug is None else self._by_slug[slug.lower()]
+
+    def _matching(self, names: Sequence[str]) -> Profile | None:
+        for name in names:
+            for glob, slug in self._globs:
+                if fnmatch.fnmatchcase(name, glob):
+                    return self._by_slug[slug.lower()]
+        return None

@@ -1,6 +1,6 @@
 """What this service needs from the world: upstreams to call, a place for usage, the hold of a call.
 
-Owns the promises; holds no code. Events are the contract's own messages, since translating them twice would cost the hot path.
+Owns the promises; holds no code. Events are the contract's own messages: translating them twice would cost too much.
 """
 
 import enum
@@ -46,8 +46,8 @@ class UpstreamFailure(Exception):  # noqa: N818 - a fact about an upstream, not 
     """One attempt failed.
 
     `retryable`: another upstream may well serve the same request. `status`: the HTTP status, 0 when there was none.
-    `accepted`: the upstream had answered with a 2xx head. `message`: for the end user of a REJECTED request, cleaned by the
-    adapter (no keys, URLs or organisation ids); empty otherwise.
+    `accepted`: the upstream had answered with a 2xx head. `message`: for the end user of a REJECTED request, cleaned by
+    the adapter (no keys, URLs or organisation ids); empty otherwise.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class UpstreamFailure(Exception):  # noqa: N818 - a fact about an upstream, not 
 class UpstreamRequest:
     """One attempt of a call.
 
-    `generation` is already adapted to the profile: images are dropped where it has no vision, `max_output_tokens` is clamped.
-    It is shared by all attempts: read it, never change it. `dialect` is the caller's (`Dialect`), which says whose opaque
-    content may pass. The upstream sees `x-request-id: <call_id>.<attempt>`.
+    `generation` is already adapted to the profile: images are dropped where it has no vision, `max_output_tokens` is
+    clamped. It is shared by all attempts: read it, never change it. `dialect` is the caller's (`Dialect`), which says
+    whose opaque content may pass. The upstream sees `x-request-id: <call_id>.<attempt>`.
     """
 
     call_id: str
@@ -126,7 +126,7 @@ class EmbeddingUpstream(Protocol):
     """A dialect that embeds."""
 
     async def embed(self, request: EmbeddingRequest) -> EmbeddingResult:
-        """Calls the upstream once per batch that it takes. Raises UpstreamFailure; cancelling it cancels the HTTP call."""
+        """Calls the upstream once per batch that it takes. Raises UpstreamFailure; cancelling cancels the HTTP call."""
 
 
 @dataclass(frozen=True, slots=True)
