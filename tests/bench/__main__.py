@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench import machine, sections
+from tests.bench.cases import FULL
 from tests.bench.options import Options
+from tests.bench.systems import all_systems
 from tests.bench.verdict import Verdict
 
 _PLAIN_WIDTH: Final = 150
@@ -21,8 +23,11 @@ _ONLY = "Sections (link_cost, gateways) or systems (ours, litellm, portkey, ngin
 _CASES = "Cases (small, stream, paced, large), separated by commas."
 
 
-def _names(text: str) -> frozenset[str]:
-    return frozenset(name.strip() for name in text.split(",") if name.strip())
+def _known(text: str, known: set[str]) -> frozenset[str]:
+    names = frozenset(name.strip() for name in text.split(",") if name.strip())
+    if names - known:
+        raise typer.BadParameter(f"{', '.join(sorted(names - known))}: known are {', '.join(sorted(known))}")
+    return names
 
 
 def _wanted(name: str, options: Options) -> bool:
@@ -43,7 +48,10 @@ def bench(
     """Measures what the gateway costs, beside its peers and its floors."""
     # Ended from outside, a run still stops everything that it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    options = Options(quick=quick, only=_names(only), cases=_names(case), rounds=rounds)
+    systems = {system.name for system in all_systems(Options())}
+    only_names = _known(only, systems | set(sections.NAMES))
+    case_names = _known(case, {known.name for known in FULL})
+    options = Options(quick=quick, only=only_names, cases=case_names, rounds=rounds)
     console = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
     began = time.monotonic()
     report: dict[str, Any] = {"machine": machine.describe(), "quick": quick, "sections": {}}

@@ -22,6 +22,8 @@ from tests.bench.systems.system import Route, System
 from tests.bench.verdict import Verdict
 
 TITLE: Final = "gateways"
+MEASURED_SECONDS: Final = 0.8
+"""Requests are sent for this long; what is in flight by then is waited for and counted."""
 SLOW_SECONDS: Final = 5.0
 """A figure that took this long to take once is not taken again."""
 MAX_REQUESTS: Final = 20_000
@@ -178,7 +180,6 @@ def _rounds(
     entrants: _Field, generator: LoadGenerator, options: Options, console: Console
 ) -> dict[tuple[str, int, str], list[Sample]]:
     rounds = options.rounds or (1 if options.quick else 3)
-    seconds = 0.8 if options.quick else 1.0
     samples: dict[tuple[str, int, str], list[Sample]] = {}
     spent: dict[tuple[str, int, str], float] = {}
     for number in range(rounds):
@@ -189,7 +190,7 @@ def _rounds(
                 if spent.get(key, 0.0) > SLOW_SECONDS:
                     continue
                 began = time.monotonic()
-                sample = generator.measure(_load(route, case, in_flight, seconds), system.pids)
+                sample = generator.measure(_load(route, case, in_flight, MEASURED_SECONDS), system.pids)
                 spent[key] = time.monotonic() - began
                 samples.setdefault(key, []).append(sample)
     return samples
