@@ -76,7 +76,6 @@ class _InputPrice(_Strict):
 
 class _RerankPrice(_Strict):
     search_unit_nano_usd: NanoUsd
-    input_nano_usd: NanoUsd = 0
 
 
 class _GenerationPrice(_Strict):
