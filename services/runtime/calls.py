@@ -45,9 +45,20 @@ class Call:
     """The context that every servicer method receives, over plain gRPC, the link and in process alike.
 
     `facts` are fields that a handler adds to the call's one log line (ids and counts, never content or secrets).
+    `observed` belongs to the guard: what it keeps between `admit` and `finish`.
     """
 
-    __slots__ = ("caller", "cancel_reason", "deadline", "facts", "metadata", "path", "started", "trailing_metadata")
+    __slots__ = (
+        "caller",
+        "cancel_reason",
+        "deadline",
+        "facts",
+        "metadata",
+        "observed",
+        "path",
+        "started",
+        "trailing_metadata",
+    )
 
     def __init__(self, path: str, caller: Caller, metadata: Metadata, started: float, deadline: float | None) -> None:
         self.path = path
@@ -58,6 +69,7 @@ class Call:
         self.cancel_reason: CancelReason | None = None
         self.trailing_metadata: Metadata = ()
         self.facts: dict[str, str | int | float] | None = None
+        self.observed: Any = None
 
     def note(self, **facts: str | int | float) -> None:
         """Adds facts to the call's log line."""
@@ -117,7 +129,8 @@ class MethodTable:
 class Guard(Protocol):
     """What stands around every call of every transport: authorisation, errors, deadline, log line, metrics, span.
 
-    A transport calls `admit` before the handler, and `finish` exactly once after it, whatever happened.
+    A transport calls `admit` before the handler, in the task that runs the handler (the trace context is set there),
+    and `finish` exactly once after it, whatever happened; also when `admit` raised, or was never reached.
     """
 
     def admit(self, method: Method, call: Call) -> None:
@@ -125,7 +138,8 @@ class Guard(Protocol):
 
     def finish(self, method: Method, call: Call, error: BaseException | None) -> Any:
         """Ends the call's log line, metrics and span. Returns None for success, else the GatewayError to send: an
-        unexpected exception becomes INTERNAL without its text, a cancellation CANCELLED or DEADLINE_EXCEEDED."""
+        unexpected exception becomes INTERNAL without its text, a cancellation CANCELLED, DEADLINE_EXCEEDED or,
+        for reason SHUTDOWN, SERVICE_UNAVAILABLE."""
 
 
 UnaryHandler = Callable[[Any, Call], Awaitable[Any]]

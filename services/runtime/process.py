@@ -1,0 +1,233 @@
+"""One process from start to exit: logging, signals, background work, connections, listeners, drain.
+
+Owns the order of a life (start, ready, drain, exit) and what ends it; refuses to know what the process is for.
+"""
+
+import asyncio
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NoReturn, Self
+from wsgiref.simple_server import WSGIServer
+
+import grpc
+import prometheus_client
+import structlog
+import uvloop
+
+from services.runtime.callers import BearerCallers, ResolveCaller, ServiceTokens, read_token
+from services.runtime.calls import CallerClass, MethodTable
+from services.runtime.channel import connect
+from services.runtime.guard import ServiceGuard
+from services.runtime.logging import configure_logging
+from services.runtime.server import GrpcListener, Health
+from services.runtime.settings import ProcessSettings
+from services.runtime.telemetry import Tracing
+
+_log = structlog.get_logger()
+_AT_DRAIN_S = 10.0
+
+
+class ProcessFailedError(Exception):
+    """The process cannot go on; its cause is in the log. `run` turns it into exit code 1."""
+
+
+class Readiness:
+    """Named conditions. The process is ready while it serves and all of them hold."""
+
+    def __init__(self) -> None:
+        self._conditions: dict[str, bool] = {}
+        self._changed: list[Callable[[], None]] = []
+
+    def set(self, name: str, holds: bool) -> None:
+        """Sets a condition; the first call adds it."""
+        if self._conditions.get(name) is holds:
+            return
+        self._conditions[name] = holds
+        for notify in self._changed:
+            notify()
+
+    def missing(self) -> list[str]:
+        """The conditions that do not hold."""
+        return [name for name, holds in self._conditions.items() if not holds]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all conditions hold."""
+        return not self.missing()
+
+    def on_change(self, notify: Callable[[], None]) -> None:
+        """Calls `notify` after every change."""
+        self._changed.append(notify)
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where the listeners really are; they differ from the settings when those say 0."""
+
+    grpc: int
+    link: int
+    metrics: int
+
+
+class Process:
+    """The frame around a service: `async with Process(settings, CallerClass.AUTH) as process: …`."""
+
+    def __init__(self, settings: ProcessSettings, caller_class: CallerClass) -> None:
+        self.settings, self.caller_class = settings, caller_class
+        self.readiness = Readiness()
+        self.ports: Ports | None = None
+        self.health = Health()
+        self.log = configure_logging(process=settings.name, level=settings.log_level)
+        self.tracing = Tracing.configured(settings.name, endpoint=settings.trace_endpoint, file=settings.trace_file)
+        self._stop = asyncio.Event()
+        self._has_failed = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._channels: list[grpc.aio.Channel] = []
+        self._drain_callbacks: list[Callable[[], Awaitable[None]]] = []
+        self._listener: GrpcListener | None = None
+        self._metrics_server: tuple[WSGIServer, threading.Thread] | None = None
+
+    # ---- life ----
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError, RuntimeError):  # not in the main thread: tests
+                loop.add_signal_handler(number, self.request_stop)
+        self.readiness.on_change(self._publish_readiness)
+        _log.info("process.started", transport=self.settings.transport)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._run_drain_callbacks()
+            await self._cancel_tasks()
+            for channel in self._channels:
+                await channel.close(None)
+        finally:
+            if self._metrics_server is not None:
+                await asyncio.to_thread(self._metrics_server[0].shutdown)
+                self._metrics_server[0].server_close()
+            self.tracing.close()
+            _log.info("process.stopped", failed=self._has_failed or error is not None)
+            self.log.flush()
+        if self._has_failed and error is None:
+            raise ProcessFailedError("background work failed")
+
+    def request_stop(self) -> None:
+        """Asks the process to drain and end; the same as SIGTERM."""
+        self._stop.set()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the process was asked to end."""
+        return self._stop.is_set()
+
+    async def wait_for_stop(self) -> None:
+        """Returns when the process shall end: a signal, `request_stop`, or background work that failed."""
+        await self._stop.wait()
+
+    # ---- what a service builds on ----
+
+    def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
+        """Runs work in the background until it returns or the process ends. An exception ends the process, code 1."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_done)
+        return task
+
+    def connect(self, service: str, endpoints: Sequence[str]) -> grpc.aio.Channel:
+        """A channel to another service, closed with the process."""
+        token = read_token(self.settings.secrets_dir, self.caller_class)
+        channel = connect(endpoints, transport=self.settings.transport, token=token, name=service)
+        self._channels.append(channel)
+        return channel
+
+    def at_drain(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Runs `callback` when no call runs any more, before connections and background work end; last added, first run."""
+        self._drain_callbacks.append(callback)
+
+    async def serve(self, table: MethodTable, *, resolve_caller: ResolveCaller | None = None) -> None:
+        """Opens the listeners, serves until the process shall end, then drains."""
+        await self.start(table, resolve_caller=resolve_caller)
+        await self.wait_for_stop()
+        await self.drain()
+
+    async def start(self, table: MethodTable, *, resolve_caller: ResolveCaller | None = None) -> Ports:
+        """Opens the listeners. Raises ProcessFailedError when an address is taken."""
+        settings = self.settings
+        guard = ServiceGuard(table, self.log, tracing=self.tracing)
+        tokens = ServiceTokens.read(settings.secrets_dir)
+        self._listener = GrpcListener(table, guard, BearerCallers(tokens, resolve_caller), self.health)
+        try:
+            grpc_port = await self._listener.start(f"{settings.host}:{settings.port}")
+            self._metrics_server = prometheus_client.start_http_server(settings.metrics_port, settings.host)
+        except (OSError, RuntimeError) as error:
+            _log.error("process.cannot_listen", host=settings.host, port=settings.port, exc_info=error)
+            await self._listener.drain(0)
+            raise ProcessFailedError(f"cannot listen near {settings.host}:{settings.port}") from error
+        self.ports = Ports(grpc_port, 0, self._metrics_server[0].server_port)
+        await self.health.set("startup", "liveness", is_serving=True)
+        await self._set_ready(self.readiness.is_ready)
+        _log.info("process.listening", grpc=self.ports.grpc, link=self.ports.link, metrics=self.ports.metrics)
+        return self.ports
+
+    async def drain(self) -> None:
+        """Not ready any more; no new calls; the running ones get `drain_s` to end."""
+        self._stop.set()
+        await self._set_ready(False)
+        _log.info("process.draining", drain_s=self.settings.drain_s)
+        if self._listener is not None:
+            await self._listener.drain(self.settings.drain_s)
+
+    # ---- inside ----
+
+    def _publish_readiness(self) -> None:
+        if self.ports is not None and not self._stop.is_set():
+            self.spawn(self._set_ready(self.readiness.is_ready), name="readiness")
+
+    async def _set_ready(self, is_ready: bool) -> None:
+        is_ready = is_ready and not self._stop.is_set()
+        await self.health.set("", "readiness", is_serving=is_ready)
+        if is_ready:
+            _log.info("readiness.gained")
+        elif missing := self.readiness.missing():
+            _log.info("readiness.lacks", missing=", ".join(missing))
+
+    def _on_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        _log.error("task.failed", task=task.get_name(), exc_info=error)
+        self._has_failed = True
+        self._stop.set()
+
+    async def _run_drain_callbacks(self) -> None:
+        callbacks, self._drain_callbacks = self._drain_callbacks, []
+        for callback in reversed(callbacks):
+            await callback()
+
+    async def _cancel_tasks(self) -> None:
+        tasks = set(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_AT_DRAIN_S)
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
+    """Runs a process to its end on uvloop and exits: 0 after a drain, 1 when it failed."""
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
+    except ProcessFailedError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)
+    sys.exit(0)
