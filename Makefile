@@ -74,6 +74,10 @@ check-protos:
 check-deploy: ## render and validate the manifests, where the tools are present
 	@$(PY) -m pytest -q tests/deploy -m "not slow"
 
+.PHONY: manifests
+manifests: setup-dev ## write the front proxy's configuration anew
+	$(PY) -m deploy.k8s.front_proxy.bootstrap > deploy/k8s/base/envoy.yaml
+
 lock: setup-dev ## resolve the locks anew
 	$(PY) -m piptools compile --quiet --strip-extras --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 	  --no-header --allow-unsafe --extra build --output-file requirements.lock pyproject.toml
@@ -87,7 +91,7 @@ chaos: setup-dev ## kill -9 under load, then reconcile
 	$(PY) -m pytest tests/faults --run-long $(PYTEST_ARGS)
 
 fuzz: setup-dev ## the property tests with many more examples
-	HYPOTHESIS_PROFILE=fuzz $(PY) -m pytest tests/unit tests/wire $(PYTEST_ARGS)
+	$(PY) -m pytest tests/unit tests/wire --hypothesis-profile=fuzz --timeout=0 $(PYTEST_ARGS)
 
 sdk-tests: setup-dev ## every supported SDK, old and new, Python and Node, against a running gateway
 	$(PY) -m pytest tests/sdk --run-long $(PYTEST_ARGS)

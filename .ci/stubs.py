@@ -18,14 +18,20 @@ def generate(proto: Path, out: Path) -> None:
     services = [source for source in sources if source.endswith("_service.proto")]
     command = [sys.executable, "-m", "grpc_tools.protoc", "-I."]
     messages = ["--plugin=" + str(BIN / "protoc-gen-mypy"), f"--python_out={out}", f"--mypy_out=quiet:{out}"]
-    stubs = ["--plugin=" + str(BIN / "protoc-gen-mypy_grpc"), f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}"]
+    stubs = [
+        "--plugin=" + str(BIN / "protoc-gen-mypy_grpc"),
+        f"--grpc_python_out={out}",
+        f"--mypy_grpc_out=quiet:{out}",
+    ]
     subprocess.run([*command, *messages, *sources], cwd=proto, check=True)
     subprocess.run([*command, *stubs, *services], cwd=proto, check=True)
 
 
 def generated(root: Path) -> dict[str, bytes]:
     """Every generated file below `root`, by relative path."""
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*_pb2*.py*") if path.suffix != ".pyc"}
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*_pb2*.py*") if path.suffix != ".pyc"
+    }
 
 
 def main() -> None:

@@ -1,0 +1,141 @@
+"""A whole gateway for tests: the four real processes, started by the real command, on free ports.
+
+Owns starting, stopping and the administrator's commands; refuses to know any dialect.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+START_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An account with its first key."""
+
+    account_id: str
+    api_key: str
+
+
+class Gateway:
+    """Runs `mws up`; use as a context manager."""
+
+    def __init__(self, data_dir: Path, *options: str, environment: dict[str, str] | None = None) -> None:
+        self.data_dir = data_dir
+        self.host = "127.0.0.1"
+        self.port, self.grpc_base_port = free_port_block()
+        self._options = options
+        self._environment = environment or {}
+        self._process: subprocess.Popen[str] | None = None
+        self.output: list[str] = []
+
+    @property
+    def base_url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    def grpc_target(self, service: str) -> str:
+        return f"{self.host}:{self.grpc_base_port + ('auth', 'inference', 'metering').index(service)}"
+
+    def __enter__(self) -> "Gateway":
+        command = [sys.executable, "-m", "services.cli.main", "up", "--host", self.host, "--port", str(self.port)]
+        command += ["--grpc-base-port", str(self.grpc_base_port), "--data-dir", str(self.data_dir), *self._options]
+        self._process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **self._environment},  # noqa: TID251 - the child needs PATH
+        )
+        ready = threading.Event()
+        threading.Thread(target=self._read, args=(ready,), daemon=True).start()
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not ready.wait(0.05):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self._process.kill()
+                raise AssertionError("the gateway did not start:\n" + "".join(self.output))
+        return self
+
+    def _read(self, ready: threading.Event) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.output.append(line)
+            if line.strip() == f"ready {self.base_url}":
+                ready.set()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> int:
+        """SIGTERM, then wait for the drain; returns the exit status."""
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(timeout=60)
+
+    def mws(self, *arguments: str, check: bool = True) -> Any:
+        """Runs an administrator's command and returns its JSON."""
+        command = [sys.executable, "-m", "services.cli.main", *arguments, "--json"]
+        command += ["--grpc-base-port", str(self.grpc_base_port), "--data-dir", str(self.data_dir)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        if check and done.returncode != 0:
+            raise AssertionError(f"mws {' '.join(arguments)}: {done.stderr}")
+        return json.loads(done.stdout or "null")
+
+    def account(self, name: str = "test", *, credit_usd: str | None = "100", **ceilings: int) -> Account:
+        """A new account; `rpm`, `tpm` and `concurrency` override the tier's ceilings."""
+        options = ["--credit-usd", credit_usd] if credit_usd else []
+        for option, value in {"rpm": 100_000, "tpm": 100_000_000, "concurrency": 10_000, **ceilings}.items():
+            options += [f"--{option}", str(value)]
+        made = self.mws("account", "create", "--name", name, *options)
+        return Account(made["account_id"], made["api_key"])
+
+    def pid(self, service: str) -> int:
+        """Process id of a service's first replica."""
+        return int((self.data_dir / "run" / f"{service}-0.pid").read_text())
+
+    def token(self, caller_class: str) -> str:
+        """A service token of this deployment."""
+        return (self.data_dir / "secrets" / f"{caller_class}.token").read_text().strip()
+
+    def memory_bytes(self) -> int:
+        """Resident memory of the four processes, summed."""
+        return sum(psutil.Process(self.pid(s)).memory_info().rss for s in ("edge", "auth", "inference", "metering"))
+
+    def logs(self) -> str:
+        """Everything that the processes have logged."""
+        return "".join(path.read_text(errors="replace") for path in sorted((self.data_dir / "log").glob("*.log")))
+
+
+def free_port_block() -> tuple[int, int]:
+    """An HTTP port and a gRPC base port whose offsets (+1, +2, +100…, +200…) are free as well."""
+    for _ in range(100):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        base = 20_000 + port % 9_000
+        if all(_is_free(p) for p in (port, *(base + o + k for o in (0, 100, 200) for k in range(3)))):
+            return port, base
+    raise AssertionError("no free block of ports")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
