@@ -99,9 +99,15 @@ def verdicts(result: dict[str, Any]) -> list[Verdict]:
 
 def _times(figures: dict[tuple[str, int, str], Figure], case: str, in_flight: int, peer: str) -> float | None:
     ours, theirs = figures.get((case, in_flight, OURS)), figures.get((case, in_flight, peer))
-    if ours is None or theirs is None or not ours.cpu_us_per_request or not theirs.cpu_us_per_request:
+    if ours is None or theirs is None or not (_is_sound(ours) and _is_sound(theirs)):
         return None
+    assert ours.cpu_us_per_request and theirs.cpu_us_per_request
     return theirs.cpu_us_per_request / ours.cpu_us_per_request
+
+
+def _is_sound(figure: Figure) -> bool:
+    """A figure with failures in it compares nothing: failing is cheap, and what fails still costs."""
+    return bool(figure.cpu_us_per_request) and figure.errors * 100 <= figure.requests
 
 
 @contextlib.contextmanager

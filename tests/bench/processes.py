@@ -54,7 +54,10 @@ class ProcessGroup:
 
     def stop(self) -> None:
         """SIGTERM to the leader, which is to end its children; SIGKILL to whatever of its tree is still there."""
-        tree = [psutil.Process(pid) for pid in process_tree([self.pid])]
+        tree = []
+        for pid in process_tree([self.pid]):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                tree.append(psutil.Process(pid))
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_SECONDS)
