@@ -1,0 +1,214 @@
+"""Gets usage on record: with metering if it answers, in the spool if not; resends the spool until it is empty.
+
+Owns the way of an event from the end of its call to durability; refuses to decide what is charged. One batch is on its
+way at a time; what ends meanwhile forms the next, so that load makes batches larger and not more numerous.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import structlog
+from mws.metering.v1 import metering_service_pb2 as pb
+
+from services.routing_and_inference import metrics
+from services.routing_and_inference.adapters.leases import Leases
+from services.routing_and_inference.adapters.prices import PriceRegistration
+from services.routing_and_inference.adapters.spool import Spool, SpooledUsage, SpoolFullError
+from services.runtime.errors import GatewayError, UsageUnrecordableError
+
+if TYPE_CHECKING:
+    from mws.metering.v1.metering_service_pb2_grpc import MeteringServiceAsyncStub
+
+log = structlog.get_logger()
+
+Recorded = asyncio.Future["pb.RecordOutcome | None"]
+"""What metering made of an event; None: it is in the spool."""
+
+_BATCH = 500
+_TIMEOUT_S = 1.5
+_RESEND_TIMEOUT_S = 5.0
+_FIRST_RESEND_S = 0.25
+_LAST_RESEND_S = 5.0
+_ADOPT_EVERY_S = 10.0
+
+
+class UsageRecorder:
+    """`submit` returns at once; `run`, `resend` and `adopt` are background work for as long as the process lives."""
+
+    def __init__(
+        self,
+        metering: "MeteringServiceAsyncStub",
+        spool: Spool,
+        leases: Leases,
+        prices: PriceRegistration,
+    ) -> None:
+        self._metering = metering
+        self._spool = spool
+        self._leases = leases
+        self._prices = prices
+        self._waiting: deque[tuple[SpooledUsage, Recorded]] = deque()
+        self._wake = asyncio.Event()
+        self._resend_now = asyncio.Event()
+        self._is_metering_up = True
+        self._homeless: list[SpooledUsage] = []  # recorded nowhere: no metering, no room
+        self._running = 0
+        self.on_change: Callable[[], None] = lambda: None  # told when `can_record` may have changed
+
+    def can_record(self) -> bool:
+        """Whether the usage of a call that starts now would find a place."""
+        return self._is_metering_up or (not self._homeless and self._spool.has_room())
+
+    @property
+    def unsent(self) -> int:
+        """Events that metering has not acknowledged."""
+        return len(self._waiting) + self._running + len(self._spool) + len(self._homeless)
+
+    def submit(self, usage: SpooledUsage) -> Recorded:
+        """Records an event. The future is done when that is durable; it fails (UsageUnrecordableError) if nothing took it.
+
+        Whoever waits for it may be cancelled: the event is recorded nevertheless.
+        """
+        recorded: Recorded = asyncio.get_running_loop().create_future()
+        self._waiting.append((usage, recorded))
+        self._wake.set()
+        return recorded
+
+    async def run(self) -> None:
+        """Sends what was submitted, for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+                self._running = len(batch)
+                await self._record(batch)
+                self._running = 0
+
+    async def resend(self) -> None:
+        """Sends what lies in the spool, for ever."""
+        for usage in self._spool.oldest(len(self._spool)):
+            self._leases.finish(usage.hold)
+        pause_s = _FIRST_RESEND_S
+        while True:
+            while not (self._homeless or len(self._spool)):
+                self._set_up(True)  # nothing is left to try it with: the next call that ends does
+                self._resend_now.clear()
+                await self._resend_now.wait()
+            if await self._resend_batch():
+                pause_s = _FIRST_RESEND_S
+            else:
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, _LAST_RESEND_S)
+
+    async def adopt(self) -> None:
+        """Takes over the spools of runners that are dead, for ever."""
+        while True:
+            adopted = await self._spool.adopt_orphans()
+            if adopted:
+                log.info("spool.adopted", events=len(adopted))
+                for usage in adopted:
+                    self._leases.finish(usage.hold)
+                self._resend_now.set()
+            await asyncio.sleep(_ADOPT_EVERY_S)
+
+    async def flush(self) -> None:
+        """Returns when everything is acknowledged."""
+        self._resend_now.set()
+        while self.unsent:
+            await asyncio.sleep(0.05)
+
+    # ---- a batch that just ended ----
+
+    async def _record(self, batch: Sequence[tuple[SpooledUsage, Recorded]]) -> None:
+        if not self._is_metering_up:
+            await self._to_spool(batch)
+            return
+        try:
+            outcomes = await self._send([usage for usage, _ in batch], _TIMEOUT_S)
+        except GatewayError as error:
+            log.warning("usage.not_recorded", events=len(batch), code=error.code.name)
+            self._set_up(False)
+            await self._to_spool(batch)
+            return
+        kept = []
+        for entry, outcome in zip(batch, outcomes, strict=True):
+            if _is_settled(outcome):
+                _resolve(entry[1], outcome)
+            else:
+                kept.append(entry)
+        if kept:
+            await self._to_spool(kept)
+
+    async def _to_spool(self, batch: Sequence[tuple[SpooledUsage, Recorded]]) -> None:
+        try:
+            await self._spool.append([usage for usage, _ in batch])
+        except SpoolFullError as error:
+            log.error("usage.unrecordable", events=len(batch), cause=str(error))  # noqa: TRY400 - the cause says it
+            for usage, recorded in batch:
+                self._homeless.append(usage)
+                self._leases.finish(usage.hold)
+                if not recorded.done():
+                    recorded.set_exception(UsageUnrecordableError("the usage of the call could not be recorded"))
+        else:
+            for usage, recorded in batch:
+                self._leases.finish(usage.hold)
+                _resolve(recorded, None)
+        self._gauge()
+        self.on_change()
+        self._resend_now.set()
+
+    # ---- what was spooled ----
+
+    async def _resend_batch(self) -> bool:
+        """Sends the oldest events; false: metering does not take them now."""
+        batch = [*self._homeless, *self._spool.oldest(_BATCH)][:_BATCH]
+        try:
+            outcomes = await self._send(batch, _RESEND_TIMEOUT_S)
+        except GatewayError as error:
+            log.warning("spool.not_resent", events=len(self._spool), code=error.code.name)
+            self._set_up(False)
+            return False
+        settled = {outcome.call_id for outcome in outcomes if _is_settled(outcome)}
+        for call_id in settled:
+            self._leases.drop(call_id)
+        await self._spool.remove(settled)
+        self._homeless = [usage for usage in self._homeless if usage.event.call_id not in settled]
+        self._gauge()
+        self._set_up(True)
+        return bool(settled)
+
+    async def _send(self, batch: Sequence[SpooledUsage], timeout_s: float) -> Sequence[pb.RecordOutcome]:
+        """Sends events; those with a price book that metering does not know once more, after registering it."""
+        request = pb.RecordUsageRequest(events=[usage.event for usage in batch])
+        outcomes = list((await self._metering.RecordUsage(request, timeout=timeout_s)).outcomes)
+        late = [index for index, outcome in enumerate(outcomes) if not _is_settled(outcome)]
+        if late and await self._prices.is_registered():
+            request = pb.RecordUsageRequest(events=[batch[index].event for index in late])
+            again = (await self._metering.RecordUsage(request, timeout=timeout_s)).outcomes
+            for index, outcome in zip(late, again, strict=True):
+                outcomes[index] = outcome
+        return outcomes
+
+    def _set_up(self, is_up: bool) -> None:
+        if self._is_metering_up is not is_up:
+            self._is_metering_up = is_up
+            log.info("metering.answers" if is_up else "metering.silent", spooled=len(self._spool))
+            self.on_change()
+
+    def _gauge(self) -> None:
+        metrics.SPOOLED.set(len(self._spool))
+        metrics.SPOOL_BYTES.set(self._spool.size_bytes)
+
+
+def _resolve(recorded: Recorded, outcome: pb.RecordOutcome | None) -> None:
+    if not recorded.done():
+        recorded.set_result(outcome)
+
+
+def _is_settled(outcome: pb.RecordOutcome) -> bool:
+    if outcome.kind == pb.RecordOutcome.KIND_REJECTED:
+        log.error("usage.rejected", call_id=outcome.call_id, detail=outcome.detail)
+        return True
+    return outcome.kind == pb.RecordOutcome.KIND_POSTED
