@@ -14,7 +14,8 @@ from services.link.options import LinkOptions
 class LinkChannel(CallChannel):
     """Made in a running loop, for one service; it begins to connect at once.
 
-    `endpoints` are the link ports of the service's processes, `host:port` or `dns:host:port`, or a function that names them.
+    `endpoints` are the link ports of the service's processes, `host:port` or `dns:host:port`, or a function that
+    names them.
     """
 
     def __init__(

@@ -4,6 +4,7 @@ Owns the client's half of the protocol; refuses to move bytes: a connection, or 
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -107,20 +108,23 @@ class ClientLink:
                 if kind >= PING:
                     self._on_link_frame(kind, frame)
             elif kind == MESSAGE:
-                receiver = call.receiver
-                more = frame.more
-                if receiver is None and more:
-                    receiver = call.receiver = self._receiver_for(call)
-                if receiver is None:
-                    call.take(frame.payload)
-                else:
-                    call.take_piece(receiver, frame.payload, more, frame.message_bytes)
-                if frame.last:
-                    self._end(call, frame)
+                self._on_message(call, frame)
             elif kind == STATUS:
                 self._end(call, frame)
             elif kind == WINDOW and call.sender is not None:
                 self._outbox.widen(call.sender, frame.window_bytes)
+
+    def _on_message(self, call: ClientCall, frame: Any) -> None:
+        receiver = call.receiver
+        more = frame.more
+        if receiver is None and more:
+            receiver = call.receiver = self._receiver_for(call)
+        if receiver is None:
+            call.take(frame.payload)
+        else:
+            call.take_piece(receiver, frame.payload, more, frame.message_bytes)
+        if frame.last:
+            self._end(call, frame)
 
     def _receiver_for(self, call: ClientCall) -> Receiver:
         """The receiving end of a call's responses."""
@@ -163,7 +167,7 @@ class ClientLink:
 
     def _end(self, call: ClientCall, frame: Any) -> None:
         if frame.metadata:
-            call.trailing = link_metadata.decode(frame.metadata)
+            call.trailing_metadata = link_metadata.decode(frame.metadata)
         call.end(_error_of(frame) if frame.status_code else None)
 
     def _on_link_frame(self, kind: int, frame: Any) -> None:
@@ -176,8 +180,6 @@ class ClientLink:
 def _error_of(frame: Any) -> GatewayError:
     status = status_pb2.Status(code=frame.status_code, message=frame.status_message)
     if frame.status_details:
-        try:
+        with contextlib.suppress(DecodeError):  # the code and the text still say what happened
             status = status_pb2.Status.FromString(frame.status_details)
-        except DecodeError:
-            pass  # the code and the text still say what happened
     return from_status(status)

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from mws.link.v1.frame_pb2 import GOAWAY_REASON_AGE, Frame, Hello
@@ -17,7 +18,7 @@ from services.link.client_calls import unreachable
 from services.link.client_link import ClientLink
 from services.link.frames import HELLO, MESSAGE_BYTES, PING, RESPONSE_WINDOW_BYTES, VERSION
 from services.link.liveness import Liveness
-from services.link.options import WIRE_CHANNEL_OPTIONS, LinkOptions
+from services.link.options import EOF, WIRE_CHANNEL_OPTIONS, LinkOptions
 from services.link.pump import Pump
 from services.link.reassembly import ProtocolViolationError
 from services.runtime.errors import GatewayError
@@ -39,7 +40,7 @@ class Identity:
 
 
 class Connection:
-    """Made by `dial`. `left` is done when no new call should go here: True means that it may until a new link stands."""
+    """`left` is done when no new call should go here; its result says whether they may until a new link stands."""
 
     def __init__(self, endpoint: str, options: LinkOptions) -> None:
         loop = asyncio.get_running_loop()
@@ -51,7 +52,8 @@ class Connection:
         self._options = options
         self._pump = Pump(loop, OpenRequest)
         self._channel = grpc.aio.insecure_channel(endpoint, options=WIRE_CHANNEL_OPTIONS)
-        self._stream = LinkServiceStub(self._channel).Open()  # type: ignore[call-arg]
+        stub: Any = LinkServiceStub(self._channel)
+        self._stream = stub.Open()
         self._silent = False
 
     async def dial(self, identity: Identity) -> None:
@@ -81,7 +83,7 @@ class Connection:
         liveness = Liveness(self._loop, self._options, lambda: outbox.add_simple(0, PING), self._on_dead)
         writer = self._loop.create_task(self._write(), name=f"link writer {self.endpoint}")
         try:
-            while (batch := await self._stream.read()) is not grpc.aio.EOF:
+            while (batch := await self._stream.read()) is not EOF:
                 liveness.silent_ticks = 0
                 self.link.on_batch(batch)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, ProtocolViolationError):
@@ -122,7 +124,7 @@ class Connection:
 
     async def _end_stream(self) -> None:
         self._stream.cancel()
-        await self._channel.close()
+        await self._channel.close(None)
 
 
 def _broken() -> GatewayError:

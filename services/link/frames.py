@@ -1,6 +1,6 @@
 """What leaves a link, and in which order: wire messages filled up to their limit, large messages cut and interleaved.
 
-Owns cutting, the order of sending, and the sender's half of the windows. Pure: knows no loop, no socket and no generated stub.
+Owns cutting, the order of sending, and the sender's half of the windows. Pure: knows no loop, no socket, no stub.
 """
 
 from collections import deque
@@ -61,8 +61,8 @@ class Sender:
 class Outbox:
     """Everything that waits to leave on one link.
 
-    Small frames go straight into the wire message that leaves next, in the order of their making. Pieces of messages that are large,
-    or that found their window used up, are put in when a wire message is taken, one call after the other.
+    Small frames go straight into the wire message that leaves next, in the order of their making. Pieces of messages
+    that are large, or that found their window used up, are put in when a wire message is taken, call after call.
     """
 
     __slots__ = (
@@ -108,7 +108,10 @@ class Outbox:
         return frame
 
     def open_call(self, call_id: int, request: bytes, text_bytes: int, window_bytes: int) -> tuple[Any, Sender | None]:
-        """The CALL frame, for the caller to add method and the like to (`text_bytes` of them); the sender, if more is to follow."""
+        """The CALL frame, to which the caller adds method and the like (`text_bytes` of them).
+
+        With it the sender of what is to follow, if the request does not fit into one piece.
+        """
         size = len(request)
         frame = self.add((size if size <= PIECE_BYTES else PIECE_BYTES) + text_bytes + FRAME_BYTES)
         frame.call = call_id
@@ -149,7 +152,10 @@ class Outbox:
             self._schedule(sender)
 
     def take(self) -> Batch | None:
-        """The next wire message; None if there is nothing to send. Pieces and small frames that do not fit together take turns."""
+        """The next wire message; None if there is nothing to send.
+
+        Small frames that fill a wire message alone take turns with pieces.
+        """
         if self._full and not (self._pieces_next and self._turns):
             self._pieces_next = True
             return self._full.popleft()

@@ -17,14 +17,14 @@ from services.runtime.calls import Caller, CancelReason, Guard, MethodTable
 
 
 class InProcessChannel(CallChannel):
-    """Made in a running loop; calls the handlers of `table` as `caller`. Messages are serialized, so nothing is shared."""
+    """Made in a running loop; calls the handlers of `table` as `caller`. Messages are serialized: nothing is shared."""
 
     def __init__(
         self, table: MethodTable, guard: Guard, caller: Caller, *, trace_context: TraceContext = no_trace
     ) -> None:
         self._loop = loop = asyncio.get_running_loop()
-        self._to_server = Outbox(OpenRequest, lambda: loop.call_soon(self._carry_requests))
-        self._to_client = Outbox(OpenResponse, lambda: loop.call_soon(self._carry_responses))
+        self._to_server = Outbox(OpenRequest, self._wake_server)
+        self._to_client = Outbox(OpenResponse, self._wake_client)
         self._client = ClientLink(loop, self._to_server, REQUEST_WINDOW_BYTES)
         self._server = ServerLink(loop, self._to_client, table, guard, caller, RESPONSE_WINDOW_BYTES)
         self._to_server.take()  # from now on, the first frame calls back
@@ -44,6 +44,12 @@ class InProcessChannel(CallChannel):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+    def _wake_server(self) -> None:
+        self._loop.call_soon(self._carry_requests)
+
+    def _wake_client(self) -> None:
+        self._loop.call_soon(self._carry_responses)
 
     def _carry_requests(self) -> None:
         self._carry(self._to_server.take(), self._server.on_batch, self._carry_requests)

@@ -12,7 +12,8 @@ from services.link.options import LinkOptions
 class Liveness:
     """Set `silent_ticks` to 0 whenever something arrives.
 
-    Silence is counted in own ticks, not read off a clock: a process that was itself stopped does not hold its peers for dead.
+    Silence is counted in own ticks, not read off a clock: a process that was itself stopped does not hold its peers
+    for dead.
     """
 
     __slots__ = ("_handle", "_loop", "_on_dead", "_options", "_send_ping", "silent_ticks")
@@ -22,7 +23,7 @@ class Liveness:
         loop: asyncio.AbstractEventLoop,
         options: LinkOptions,
         send_ping: Callable[[], object],
-        on_dead: Callable[[], None],
+        on_dead: Callable[[], object],
     ) -> None:
         self._loop = loop
         self._options = options

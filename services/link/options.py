@@ -4,6 +4,12 @@ Owns the defaults, which are the protocol's; refuses to be configured by the env
 """
 
 from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+
+EOF: Final[Any] = grpc.aio.EOF  # type: ignore[attr-defined]
+"""What a read returns at the end of a stream."""
 
 
 @dataclass(frozen=True, slots=True)

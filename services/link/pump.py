@@ -1,4 +1,4 @@
-"""The one task that writes on a link, in each direction: whatever a turn of the loop produced leaves as one wire message.
+"""The one task that writes on a link, in each direction: what a turn of the loop produced leaves as one wire message.
 
 Owns waking and writing; refuses to know what is in a wire message.
 """

@@ -144,7 +144,7 @@ class Receiver:
             self._ask()
 
     def _ask(self) -> None:
-        """A message over half the window could wait for ever for window that only its own end would free: it is let through whole."""
+        """A message over half the window may need window that only its own end would free: it is let through whole."""
         if self.expected_bytes > self.initial_bytes >> 1 and not self._waits and not self._is_let_through():
             self._waits = True
             try:

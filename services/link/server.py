@@ -10,14 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
-from mws.link.v1.frame_pb2 import GOAWAY_REASON_AGE, GOAWAY_REASON_SHUTDOWN, Hello
+from mws.link.v1.frame_pb2 import GOAWAY_REASON_AGE, GOAWAY_REASON_SHUTDOWN, Frame, Hello
 from mws.link.v1.link_service_pb2 import OpenResponse
 from mws.link.v1.link_service_pb2_grpc import LinkServiceServicer, add_LinkServiceServicer_to_server
 
 from services.link.client_calls import unreachable
 from services.link.frames import FRAME_BYTES, HELLO, MESSAGE_BYTES, PING, REQUEST_WINDOW_BYTES, VERSION
 from services.link.liveness import Liveness
-from services.link.options import WIRE_CHANNEL_OPTIONS, LinkOptions
+from services.link.options import EOF, WIRE_CHANNEL_OPTIONS, LinkOptions
 from services.link.pump import Pump
 from services.link.reassembly import ProtocolViolationError
 from services.link.server_link import ServerLink
@@ -30,7 +30,7 @@ _LAST_WORDS_S = 1.0
 
 
 class LinkServicer(LinkServiceServicer):
-    """Serves the methods of a table on every link. `identify` turns HELLO's token into a caller or raises GatewayError."""
+    """Serves the methods of a table on every link. `identify` turns HELLO's token into a caller, or raises."""
 
     def __init__(self, table: MethodTable, guard: Guard, identify: Identify, options: LinkOptions) -> None:
         self._table = table
@@ -61,7 +61,7 @@ class LinkServicer(LinkServiceServicer):
             ended.set()
 
     async def drain(self, grace_s: float) -> None:
-        """Takes no new link, asks the clients to leave, lets running calls end; then cancels them with reason SHUTDOWN."""
+        """Takes no new link, asks the clients to leave, lets running calls end; then cancels the rest."""
         self._draining = True
         for link in self._links:
             link.goaway(GOAWAY_REASON_SHUTDOWN)
@@ -86,8 +86,8 @@ class LinkServicer(LinkServiceServicer):
                 first = await context.read()
         except TimeoutError:
             first = None
-        frame = first.frames[0] if first and first is not grpc.aio.EOF and first.frames else None
-        if frame is None or frame.kind != HELLO or len(first.frames) != 1:
+        frame: Any = first.frames[0] if first and first is not EOF and first.frames else Frame()
+        if frame.kind != HELLO or len(first.frames) != 1:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "a link begins with HELLO")
         hello: Hello = frame.hello
         if hello.version != VERSION or hello.window_bytes < _MIN_WINDOW_BYTES:
@@ -107,7 +107,7 @@ class LinkServicer(LinkServiceServicer):
             asyncio.get_running_loop(), self._options, lambda: outbox.add_simple(0, PING), lambda: reader.cancel(_DEAD)
         )
         try:
-            while (batch := await context.read()) is not grpc.aio.EOF:
+            while (batch := await context.read()) is not EOF:
                 liveness.silent_ticks = 0
                 link.on_batch(batch)
         except ProtocolViolationError as error:
@@ -141,7 +141,7 @@ class LinkListener:
         return port
 
     async def drain(self, grace_s: float) -> None:
-        """Takes no more links, lets running calls end for `grace_s`, cancels the rest with SHUTDOWN, and stops listening."""
+        """Takes no more links, lets running calls end for `grace_s`, cancels the rest, and stops listening."""
         await self._servicer.drain(grace_s)
         await self._server.stop(None)
 

@@ -327,7 +327,7 @@ def _read(method: Method, payload: bytes) -> Any:
 
 
 async def _close(responses: Any, error: BaseException) -> BaseException:
-    """Ends a handler that is suspended at a yield, with the cancellation that it did not see itself. Returns how it ended."""
+    """Ends a handler that is suspended at a yield, by the cancellation that it did not see. Returns how it ended."""
     try:
         if responses.ag_frame is not None and isinstance(error, asyncio.CancelledError):
             await responses.athrow(error)
@@ -345,4 +345,5 @@ def _details(failure: GatewayError) -> bytes:
     status.message = status.message[:_TEXT_CHARACTERS]
     while status.ByteSize() > DETAILS_BYTES:
         del status.details[-1]
-    return status.SerializeToString()
+    details: bytes = status.SerializeToString()
+    return details
