@@ -97,9 +97,18 @@ class ServiceTokens:
         rows: dict[str, dict[str, str]] = json.loads((secrets_dir / "callers.json").read_text())
         return cls({digest: Caller(CallerClass(row["class"]), row["name"]) for digest, row in rows.items()})
 
-    def identify(self, token: str) -> Caller | None:
+    def find(self, token: str) -> Caller | None:
         """The caller that a service token stands for; None if it is no service token."""
         return self._by_digest.get(digest_of(token))
+
+    def identify(self, token: str) -> Caller:
+        """The same, for a link, which only services open. Raises MissingCredentialError or InvalidCredentialError."""
+        if not token:
+            raise MissingCredentialError("a service token is needed")
+        caller = self.find(token)
+        if caller is None:
+            raise InvalidCredentialError("the service token is not valid")
+        return caller
 
 
 def digest_of(token: str) -> str:
@@ -128,13 +137,13 @@ class BearerCallers:
 
     async def identify(self, authorization: str | None) -> Caller:
         """The caller behind the header's value. Raises MissingCredentialError or InvalidCredentialError."""
-        if not authorization:
-            raise MissingCredentialError("an `authorization: Bearer …` is needed")
-        scheme, _, token = authorization.partition(" ")
+        scheme, _, token = (authorization or "").partition(" ")
         token = token.strip()
-        if scheme.lower() != "bearer" or not token:
+        if not token:
+            raise MissingCredentialError("an `authorization: Bearer …` is needed")
+        if scheme.lower() != "bearer":
             raise InvalidCredentialError("the credential is not valid")
-        return self._tokens.identify(token) or await self._team(token)
+        return self._tokens.find(token) or await self._team(token)
 
     async def _team(self, token: str) -> Caller:
         if self._resolve_team is None:

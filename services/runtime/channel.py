@@ -13,6 +13,8 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
+from services.link.client import LinkChannel
+from services.link.connection import Identity
 from services.runtime.calls import CancelReason, Deserializer, Metadata, Serializer
 from services.runtime.errors import (
     CallCancelledError,
@@ -22,6 +24,7 @@ from services.runtime.errors import (
     from_status,
 )
 from services.runtime.server import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, STATUS_DETAILS
+from services.runtime.settings import LINK_PORT_OFFSET
 from services.runtime.telemetry import TRACEPARENT, current_traceparent
 
 _ROUND_ROBIN = '{"loadBalancingConfig": [{"round_robin": {}}]}'
@@ -65,7 +68,18 @@ def connect(
     """
     if not endpoints:
         raise ValueError(f"no endpoint is configured for {name or 'a service'}")
-    return cast("grpc.aio.Channel", GrpcChannel(endpoints, token))
+    if transport == "grpc":
+        return cast("grpc.aio.Channel", GrpcChannel(endpoints, token))
+    links = [_link_endpoint(endpoint) for endpoint in endpoints]
+    return cast(
+        "grpc.aio.Channel", LinkChannel(links, Identity(token=token, name=name), trace_context=current_traceparent)
+    )
+
+
+def _link_endpoint(endpoint: str) -> str:
+    """Where the process behind a plain gRPC address takes links."""
+    host, _, port = endpoint.rpartition(":")
+    return f"{host}:{int(port) + LINK_PORT_OFFSET}"
 
 
 class GrpcChannel:

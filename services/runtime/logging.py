@@ -6,7 +6,6 @@ Owns how an event becomes a line and when lines leave; refuses to decide what is
 import asyncio
 import functools
 import logging
-import os
 import re
 import sys
 import traceback
@@ -192,7 +191,7 @@ def configure_logging(*, process: str, level: str, stream: BinaryIO | None = Non
 
     A library's lines are written from WARNING on, whatever our own level is.
     """
-    target: BinaryIO = stream if stream is not None else os.fdopen(os.dup(2), "wb")
+    target: BinaryIO = stream if stream is not None else open(2, "wb", closefd=False)  # noqa: SIM115 - for good
     is_pretty = stream is None and sys.stderr.isatty()
     log = EventLog(target, process=process, level=_level_of(level), is_pretty=is_pretty)
     structlog.configure(

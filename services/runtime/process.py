@@ -4,14 +4,13 @@ Owns the order of a life (start, ready, drain, exit) and what ends it; refuses t
 """
 
 import asyncio
-import contextlib
 import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, BinaryIO, NoReturn, Self
 from wsgiref.simple_server import WSGIServer
 
 import grpc
@@ -19,6 +18,7 @@ import prometheus_client
 import structlog
 import uvloop
 
+from services.link.server import LinkListener
 from services.runtime.callers import BearerCallers, ResolveCaller, ServiceTokens, read_token
 from services.runtime.calls import CallerClass, MethodTable
 from services.runtime.channel import connect
@@ -29,7 +29,8 @@ from services.runtime.settings import ProcessSettings
 from services.runtime.telemetry import Tracing
 
 _log = structlog.get_logger()
-_AT_DRAIN_S = 10.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_CANCEL_S = 10.0  # how long cancelled background work may take to end
 
 
 class ProcessFailedError(Exception):
@@ -77,28 +78,29 @@ class Ports:
 class Process:
     """The frame around a service: `async with Process(settings, CallerClass.AUTH) as process: …`."""
 
-    def __init__(self, settings: ProcessSettings, caller_class: CallerClass) -> None:
+    def __init__(
+        self, settings: ProcessSettings, caller_class: CallerClass, *, log_stream: BinaryIO | None = None
+    ) -> None:
         self.settings, self.caller_class = settings, caller_class
         self.readiness = Readiness()
         self.ports: Ports | None = None
         self.health = Health()
-        self.log = configure_logging(process=settings.name, level=settings.log_level)
+        self.log = configure_logging(process=settings.name, level=settings.log_level, stream=log_stream)
         self.tracing = Tracing.configured(settings.name, endpoint=settings.trace_endpoint, file=settings.trace_file)
         self._stop = asyncio.Event()
         self._has_failed = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._channels: list[grpc.aio.Channel] = []
         self._drain_callbacks: list[Callable[[], Awaitable[None]]] = []
-        self._listener: GrpcListener | None = None
+        self._listeners: tuple[GrpcListener | LinkListener, ...] = ()
         self._metrics_server: tuple[WSGIServer, threading.Thread] | None = None
 
     # ---- life ----
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(ValueError, RuntimeError):  # not in the main thread: tests
-                loop.add_signal_handler(number, self.request_stop)
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self.request_stop)
         self.readiness.on_change(self._publish_readiness)
         _log.info("process.started", transport=self.settings.transport)
         return self
@@ -112,6 +114,8 @@ class Process:
             for channel in self._channels:
                 await channel.close(None)
         finally:
+            for number in _SIGNALS:
+                asyncio.get_running_loop().remove_signal_handler(number)
             if self._metrics_server is not None:
                 await asyncio.to_thread(self._metrics_server[0].shutdown)
                 self._metrics_server[0].server_close()
@@ -146,12 +150,14 @@ class Process:
     def connect(self, service: str, endpoints: Sequence[str]) -> grpc.aio.Channel:
         """A channel to another service, closed with the process."""
         token = read_token(self.settings.secrets_dir, self.caller_class)
-        channel = connect(endpoints, transport=self.settings.transport, token=token, name=service)
+        if not endpoints:
+            raise ProcessFailedError(f"no endpoint of {service} is configured")
+        channel = connect(endpoints, transport=self.settings.transport, token=token, name=self.settings.name)
         self._channels.append(channel)
         return channel
 
     def at_drain(self, callback: Callable[[], Awaitable[None]]) -> None:
-        """Runs `callback` when no call runs any more, before connections and background work end; last added, first run."""
+        """Runs `callback` when no call runs any more, before connections and background work end; last in first out."""
         self._drain_callbacks.append(callback)
 
     async def serve(self, table: MethodTable, *, resolve_caller: ResolveCaller | None = None) -> None:
@@ -165,15 +171,18 @@ class Process:
         settings = self.settings
         guard = ServiceGuard(table, self.log, tracing=self.tracing)
         tokens = ServiceTokens.read(settings.secrets_dir)
-        self._listener = GrpcListener(table, guard, BearerCallers(tokens, resolve_caller), self.health)
+        plain = GrpcListener(table, guard, BearerCallers(tokens, resolve_caller), self.health)
+        links = LinkListener(table, guard, tokens.identify)
+        self._listeners = (plain, links)
         try:
-            grpc_port = await self._listener.start(f"{settings.host}:{settings.port}")
+            grpc_port = await plain.start(f"{settings.host}:{settings.port}")
+            link_port = await links.start(f"{settings.host}:{settings.link_port}")
             self._metrics_server = prometheus_client.start_http_server(settings.metrics_port, settings.host)
         except (OSError, RuntimeError) as error:
             _log.error("process.cannot_listen", host=settings.host, port=settings.port, exc_info=error)
-            await self._listener.drain(0)
-            raise ProcessFailedError(f"cannot listen near {settings.host}:{settings.port}") from error
-        self.ports = Ports(grpc_port, 0, self._metrics_server[0].server_port)
+            await self._drain_listeners(0.0)
+            raise ProcessFailedError(f"cannot listen on {settings.host}:{settings.port} and its neighbours") from error
+        self.ports = Ports(grpc_port, link_port, self._metrics_server[0].server_port)
         await self.health.set("startup", "liveness", is_serving=True)
         await self._set_ready(self.readiness.is_ready)
         _log.info("process.listening", grpc=self.ports.grpc, link=self.ports.link, metrics=self.ports.metrics)
@@ -184,10 +193,13 @@ class Process:
         self._stop.set()
         await self._set_ready(False)
         _log.info("process.draining", drain_s=self.settings.drain_s)
-        if self._listener is not None:
-            await self._listener.drain(self.settings.drain_s)
+        await self._drain_listeners(self.settings.drain_s)
 
     # ---- inside ----
+
+    async def _drain_listeners(self, grace_s: float) -> None:
+        listeners, self._listeners = self._listeners, ()
+        await asyncio.gather(*(listener.drain(grace_s) for listener in listeners))
 
     def _publish_readiness(self) -> None:
         if self.ports is not None and not self._stop.is_set():
@@ -211,15 +223,19 @@ class Process:
 
     async def _run_drain_callbacks(self) -> None:
         callbacks, self._drain_callbacks = self._drain_callbacks, []
-        for callback in reversed(callbacks):
-            await callback()
+        for callback in reversed(callbacks):  # one that fails is logged, and the others still run
+            await asyncio.wait((self.spawn(_call(callback), name="at drain"),))
 
     async def _cancel_tasks(self) -> None:
         tasks = set(self._tasks)
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks, timeout=_AT_DRAIN_S)
+            await asyncio.wait(tasks, timeout=_CANCEL_S)
+
+
+async def _call(callback: Callable[[], Awaitable[None]]) -> None:
+    await callback()
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
