@@ -19,6 +19,7 @@ from rich.console import Console
 from services.cli.admin import DEFAULT_DATA_DIR, DEFAULT_GRPC_BASE_PORT
 from services.cli.deployment import Deployment
 from services.cli.manager import START_TIMEOUT_S, STOP_TIMEOUT_S, Manager, StartError, free_ports
+from services.runtime.callers import mint_secrets
 
 app = typer.Typer()
 _err = Console(stderr=True)
@@ -144,6 +145,15 @@ def down(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
             return
         time.sleep(0.05)
     _fail(f"process {pid} still drains")
+
+
+@app.command()
+def secrets(
+    directory: Annotated[Path, typer.Option("--dir", help="Where to write them; existing ones are kept.")],
+) -> None:
+    """Mint service tokens for a deployment that `mws up` does not run."""
+    mint_secrets(directory)
+    print(directory)
 
 
 def _running(data_dir: Path) -> dict[str, str] | None:
