@@ -1,0 +1,115 @@
+"""Use case: credits are granted once per idempotency key, and promotions end when they expire.
+
+Owns the order of these steps inside one transaction; refuses to know protobuf, SQL and clocks.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from services.metering.ledger import (
+    EXPIRY_RULE,
+    MAX_BALANCE_NANO_USD,
+    PROMOTIONS,
+    CreditKind,
+    Customer,
+    Transfer,
+    customer_account,
+)
+from services.metering.ports import GrantRecord, LedgerTransaction
+from services.runtime.errors import AlreadyExistsError, FieldViolation, InvalidRequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """A credit to grant; parsed, so the amount is within its bounds and an expiry belongs to a promotion."""
+
+    account_id: str
+    idempotency_key: str
+    amount_nano_usd: int
+    kind: CreditKind
+    expires_at_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The grant, and the row of the outbox after whose delivery auth-and-limits knows of it."""
+
+    record: GrantRecord
+    notice_mark: int
+
+
+def grant(transaction: LedgerTransaction, credit: Credit, now_us: int, new_id: Callable[[], str]) -> Granted:
+    """Grants a credit, once per (account, key); a repeat returns the first grant."""
+    record = transaction.grant(credit.account_id, credit.idempotency_key)
+    if record is None:
+        record = _grant_first(transaction, credit, now_us, new_id)
+    elif (record.transfer.amount_nano_usd, record.kind, record.expires_at_us) != (
+        credit.amount_nano_usd,
+        credit.kind.value,
+        credit.expires_at_us,
+    ):
+        raise AlreadyExistsError("this idempotency key was used for another credit")
+    return Granted(record, transaction.notice_mark(credit.account_id))
+
+
+def _grant_first(transaction: LedgerTransaction, credit: Credit, now_us: int, new_id: Callable[[], str]) -> GrantRecord:
+    customer = transaction.customer(credit.account_id)
+    if customer.balance_nano_usd + credit.amount_nano_usd > MAX_BALANCE_NANO_USD:
+        detail = f"the balance would exceed {MAX_BALANCE_NANO_USD} nano-USD"
+        raise InvalidRequestError(detail, violations=[FieldViolation("amount_nano_usd", detail)])
+    expire_due(transaction, customer, now_us, new_id)
+    transfer = Transfer(
+        new_id(),
+        credit.kind.source,
+        customer_account(credit.account_id),
+        credit.amount_nano_usd,
+        None,
+        credit.kind.rule,
+        "",
+        None,
+        now_us,
+    )
+    if credit.kind is CreditKind.PROMOTION:
+        customer.receive_promotion(transfer.transfer_id, credit.amount_nano_usd, credit.expires_at_us)
+    else:
+        customer.receive(credit.kind, credit.amount_nano_usd)
+    transaction.add_transfer(transfer, credit.account_id)
+    record = GrantRecord(
+        credit.account_id,
+        credit.idempotency_key,
+        credit.kind.value,
+        credit.expires_at_us,
+        customer.balance_nano_usd,
+        transfer,
+    )
+    transaction.add_grant(record)
+    return record
+
+
+def expire_due(transaction: LedgerTransaction, customer: Customer, now_us: int, new_id: Callable[[], str]) -> None:
+    """Ends the customer's expired promotions, each with a transfer of what was left."""
+    for promotion in customer.due(now_us):
+        left = promotion.remaining_nano_usd
+        customer.expire(promotion, left)
+        transaction.add_transfer(
+            Transfer(
+                new_id(),
+                customer_account(customer.account_id),
+                PROMOTIONS,
+                left,
+                None,
+                EXPIRY_RULE,
+                "",
+                promotion.grant_id,
+                now_us,
+            ),
+            customer.account_id,
+        )
+
+
+def sweep(transaction: LedgerTransaction, now_us: int, new_id: Callable[[], str]) -> int:
+    """Ends expired promotions of accounts that nothing else touches. Returns how many accounts it found."""
+    account_ids = transaction.accounts_with_due_promotions(now_us, limit=500)
+    for account_id in account_ids:
+        expire_due(transaction, transaction.customer(account_id), now_us, new_id)
+    return len(account_ids)

@@ -1,0 +1,335 @@
+"""Protobuf to metering's values and back.
+
+Owns parsing: past it nobody re-checks a request; refuses to decide what a value means for money.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from google.protobuf.json_format import MessageToJson
+from google.protobuf.timestamp_pb2 import Timestamp
+from mws.common.v1 import token_usage_pb2 as tokens_pb
+from mws.metering.v1 import ledger_service_pb2 as ledger_pb
+from mws.metering.v1 import metering_service_pb2 as pb
+from mws.metering.v1 import usage_service_pb2 as usage_pb
+
+from services.metering.charging import Ending, Operation, UsageEvent
+from services.metering.granting import Credit
+from services.metering.ledger import MAX_GRANT_NANO_USD, CreditKind, Transfer, customer_account
+from services.metering.ports import PostedCall, Rejection, UsageRecord, UsageSum
+from services.metering.pricing import NO_USAGE, ProfilePrice, TokenUsage, price_book_version
+from services.metering.usage import OutcomeKind, RecordOutcome
+from services.runtime.errors import FieldViolation, InvalidRequestError
+
+MAX_BATCH = 1_000
+MAX_COUNT = 1_000_000_000_000  # tokens or search units in one event: far above any call, far below 64 bits
+MAX_ACCOUNT_ID = 128
+MAX_IDEMPOTENCY_KEY = 255
+_MAX_TIMESTAMP_S = 253_402_300_799  # the end of the year 9999
+_REJECTED_TEXT = 16_384
+_UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}").fullmatch
+_SHA256 = re.compile(r"[0-9a-f]{64}").fullmatch
+_OPERATIONS = frozenset(Operation)
+_ENDINGS: frozenset[int] = frozenset(ending.value for ending in Ending)
+_COUNTS = TokenUsage._fields
+_KINDS = {
+    ledger_pb.CREDIT_KIND_PURCHASE: CreditKind.PURCHASE,
+    ledger_pb.CREDIT_KIND_PROMOTION: CreditKind.PROMOTION,
+    ledger_pb.CREDIT_KIND_REFUND: CreditKind.REFUND,
+}
+
+
+def invalid(field: str, description: str) -> InvalidRequestError:
+    """A request with one field at fault."""
+    return InvalidRequestError(f"{field} {description}", violations=[FieldViolation(field, description)])
+
+
+def check_batch(field: str, count: int) -> None:
+    """Raises InvalidRequestError for an empty batch or one that is too large."""
+    if not 1 <= count <= MAX_BATCH:
+        raise invalid(field, f"must have 1..{MAX_BATCH} elements")
+
+
+def account_id_of(account_id: str) -> str:
+    """A usable account id. Raises InvalidRequestError."""
+    if not 1 <= len(account_id) <= MAX_ACCOUNT_ID:
+        raise invalid("account_id", f"must have 1..{MAX_ACCOUNT_ID} characters")
+    return account_id
+
+
+def micros(instant: Timestamp) -> int:
+    """An instant in Unix microseconds."""
+    return instant.seconds * 1_000_000 + instant.nanos // 1_000
+
+
+def timestamp(instant_us: int) -> Timestamp:
+    """An instant from Unix microseconds."""
+    seconds, rest = divmod(instant_us, 1_000_000)
+    return Timestamp(seconds=seconds, nanos=rest * 1_000)
+
+
+# ---- usage events ----
+
+
+def event_from_pb(event: pb.UsageEvent) -> UsageEvent | Rejection:
+    """A usage event, or why it can never be posted."""
+    reported = _usage_from_pb(event.reported) if event.HasField("reported") else NO_USAGE
+    delivered = _usage_from_pb(event.delivered) if event.HasField("delivered") else NO_USAGE
+    fault = _text_fault(event) or _number_fault(event) or _count_fault(reported) or _count_fault(delivered)
+    if fault:
+        return Rejection(event.call_id[:64], fault, _as_json(event))
+    return UsageEvent(
+        event.call_id,
+        event.account_id,
+        event.key_id,
+        event.application,
+        event.operation,
+        event.profile,
+        event.requested_model,
+        event.upstream,
+        event.attempt,
+        event.price_book_version,
+        event.ending,
+        reported,
+        delivered,
+        event.upstream_accepted,
+        event.held_nano_usd,
+        micros(event.started_at),
+        micros(event.ended_at),
+    )
+
+
+def _text_fault(event: pb.UsageEvent) -> str:
+    if not _UUID7(event.call_id):
+        return "call_id is not UUIDv7 text"
+    if not _SHA256(event.price_book_version):
+        return "price_book_version is not a SHA-256 in hex"
+    if event.operation not in _OPERATIONS:
+        return "operation is none of generate, embed, rerank"
+    for name, text, least, most in (
+        ("account_id", event.account_id, 1, MAX_ACCOUNT_ID),
+        ("profile", event.profile, 1, 128),
+        ("key_id", event.key_id, 0, 128),
+        ("application", event.application, 0, 256),
+        ("requested_model", event.requested_model, 0, 256),
+        ("upstream", event.upstream, 0, 128),
+    ):
+        if not least <= len(text) <= most:
+            return f"{name} must have {least}..{most} characters"
+    return ""
+
+
+def _number_fault(event: pb.UsageEvent) -> str:
+    if event.ending not in _ENDINGS:
+        return "ending is not set or not known"
+    if event.attempt < 0:
+        return "attempt is negative"
+    if event.held_nano_usd < 0:
+        return "held_nano_usd is negative"
+    for name in ("started_at", "ended_at"):
+        if not event.HasField(name) or not 0 < getattr(event, name).seconds <= _MAX_TIMESTAMP_S:
+            return f"{name} is absent or out of range"
+    return ""
+
+
+def _count_fault(usage: TokenUsage) -> str:
+    for name, count in zip(_COUNTS, usage, strict=True):
+        if count is not None and not 0 <= count <= MAX_COUNT:
+            return f"{name} must be 0..{MAX_COUNT}"
+    return ""
+
+
+def _as_json(event: pb.UsageEvent) -> str:
+    return MessageToJson(event, indent=None, preserving_proto_field_name=True)[:_REJECTED_TEXT]
+
+
+def event_to_pb(event: UsageEvent) -> pb.UsageEvent:
+    """The event as it was reported."""
+    message = pb.UsageEvent(
+        call_id=event.call_id,
+        account_id=event.account_id,
+        key_id=event.key_id,
+        application=event.application,
+        operation=event.operation,
+        profile=event.profile,
+        requested_model=event.requested_model,
+        upstream=event.upstream,
+        attempt=event.attempt,
+        price_book_version=event.price_book_version,
+        ending=pb.Ending.Name(event.ending),  # type: ignore[arg-type]
+        upstream_accepted=event.upstream_accepted,
+        held_nano_usd=event.held_nano_usd,
+        started_at=timestamp(event.started_at_us),
+        ended_at=timestamp(event.ended_at_us),
+    )
+    if event.reported != NO_USAGE:
+        message.reported.CopyFrom(usage_to_pb(event.reported))
+    if event.delivered != NO_USAGE:
+        message.delivered.CopyFrom(usage_to_pb(event.delivered))
+    return message
+
+
+def _usage_from_pb(usage: tokens_pb.TokenUsage) -> TokenUsage:
+    has: Callable[[Any], bool] = usage.HasField  # the stubs want literal names
+    return TokenUsage._make([getattr(usage, name) if has(name) else None for name in _COUNTS])
+
+
+def usage_to_pb(usage: TokenUsage) -> tokens_pb.TokenUsage:
+    """Token counts; what is not known stays absent."""
+    return tokens_pb.TokenUsage(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cache_read_tokens=usage.cache_read_tokens,
+        cache_write_5m_tokens=usage.cache_write_5m_tokens,
+        cache_write_1h_tokens=usage.cache_write_1h_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        search_units=usage.search_units,
+    )
+
+
+_OUTCOME_KINDS = {
+    OutcomeKind.POSTED: pb.RecordOutcome.KIND_POSTED,
+    OutcomeKind.DEFERRED: pb.RecordOutcome.KIND_DEFERRED,
+    OutcomeKind.REJECTED: pb.RecordOutcome.KIND_REJECTED,
+}
+
+
+def outcome_to_pb(outcome: RecordOutcome) -> pb.RecordOutcome:
+    """What became of an event."""
+    is_posted = outcome.kind is OutcomeKind.POSTED
+    return pb.RecordOutcome(
+        call_id=outcome.call_id,
+        kind=_OUTCOME_KINDS[outcome.kind],
+        charged_nano_usd=outcome.charged_nano_usd if is_posted else None,
+        rule=outcome.rule,
+        charged=usage_to_pb(outcome.usage) if is_posted else None,
+        repeated=outcome.is_repeated,
+        detail=outcome.detail,
+    )
+
+
+def call_ids_from_pb(call_ids: Sequence[str]) -> list[str]:
+    """Call ids to resolve. Raises InvalidRequestError."""
+    check_batch("call_ids", len(call_ids))
+    for index, call_id in enumerate(call_ids):
+        if not _UUID7(call_id):
+            raise invalid(f"call_ids[{index}]", "is not UUIDv7 text")
+    return list(call_ids)
+
+
+def call_outcome_to_pb(call_id: str, posted: PostedCall | None) -> pb.CallOutcome:
+    """How a call ended; None is void."""
+    if posted is None:
+        return pb.CallOutcome(call_id=call_id, kind=pb.CallOutcome.KIND_VOID)
+    return pb.CallOutcome(call_id=call_id, kind=pb.CallOutcome.KIND_POSTED, charged_nano_usd=posted.charged_nano_usd)
+
+
+# ---- prices ----
+
+
+def prices_from_pb(request: pb.RegisterPriceBookRequest) -> list[ProfilePrice]:
+    """A price book whose version is the right one. Raises InvalidRequestError."""
+    prices = [_price_from_pb(index, price) for index, price in enumerate(request.prices)]
+    if not prices:
+        raise invalid("prices", "must not be empty")
+    if len({price.profile for price in prices}) != len(prices):
+        raise invalid("prices", "must name each profile once")
+    if price_book_version(prices) != request.version:
+        raise invalid("version", "is not the SHA-256 of the prices in canonical JSON")
+    return prices
+
+
+def _price_from_pb(index: int, price: pb.ProfilePrice) -> ProfilePrice:
+    def optional(name: str) -> int | None:
+        return getattr(price, name) if price.HasField(name) else None  # type: ignore[arg-type]
+
+    value = ProfilePrice(
+        price.profile,
+        price.input_nano_usd,
+        price.output_nano_usd,
+        optional("cache_read_nano_usd"),
+        optional("cache_write_5m_nano_usd"),
+        optional("cache_write_1h_nano_usd"),
+        price.search_unit_nano_usd,
+    )
+    if not 1 <= len(value.profile) <= 128:
+        raise invalid(f"prices[{index}].profile", "must have 1..128 characters")
+    for name, amount in zip(value._fields[1:], value[1:], strict=True):
+        if isinstance(amount, int) and amount < 0:
+            raise invalid(f"prices[{index}].{name}", "must not be negative")
+    return value
+
+
+# ---- credits and reports ----
+
+
+def credit_from_pb(request: ledger_pb.GrantCreditsRequest) -> Credit:
+    """A credit to grant. Raises InvalidRequestError."""
+    kind = _KINDS.get(request.kind)
+    if kind is None:
+        raise invalid("kind", "must be a purchase, a promotion or a refund")
+    if not 1 <= len(request.idempotency_key) <= MAX_IDEMPOTENCY_KEY:
+        raise invalid("idempotency_key", f"must have 1..{MAX_IDEMPOTENCY_KEY} characters")
+    if not 1 <= request.amount_nano_usd <= MAX_GRANT_NANO_USD:
+        raise invalid("amount_nano_usd", f"must be 1..{MAX_GRANT_NANO_USD}")
+    expires_at_us: int | None = None
+    if request.HasField("expires_at"):
+        if kind is not CreditKind.PROMOTION:
+            raise invalid("expires_at", "belongs to a promotion only")
+        if not 0 < request.expires_at.seconds <= _MAX_TIMESTAMP_S:
+            raise invalid("expires_at", "is out of range")
+        expires_at_us = micros(request.expires_at)
+    return Credit(
+        account_id_of(request.account_id), request.idempotency_key, request.amount_nano_usd, kind, expires_at_us
+    )
+
+
+def entry_to_pb(transfer: Transfer, account_id: str) -> ledger_pb.Entry:
+    """A transfer as the customer sees it."""
+    is_credit = transfer.credit == customer_account(account_id)
+    return ledger_pb.Entry(
+        entry_id=transfer.transfer_id,
+        account_id=account_id,
+        amount_nano_usd=transfer.amount_nano_usd if is_credit else -transfer.amount_nano_usd,
+        counterpart=transfer.debit if is_credit else transfer.credit,
+        rule=transfer.rule,
+        call_id=transfer.call_id or "",
+        posted_at=timestamp(transfer.posted_at_us),
+        flags=transfer.flags.split(",") if transfer.flags else (),
+    )
+
+
+def record_to_pb(record: UsageRecord) -> usage_pb.UsageRecord:
+    """A call on record."""
+    return usage_pb.UsageRecord(
+        event=event_to_pb(record.event),
+        rule=record.charge.rule,
+        charged=usage_to_pb(record.charge.usage),
+        charged_nano_usd=record.charge.nano_usd,
+        flags=record.charge.flags,
+        recorded_at=timestamp(record.recorded_at_us),
+    )
+
+
+def sum_to_pb(found: UsageSum) -> usage_pb.UsageSummary:
+    """A sum over calls."""
+    return usage_pb.UsageSummary(
+        group=found.group,
+        calls=found.calls,
+        charged=usage_to_pb(found.usage),
+        charged_nano_usd=found.charged_nano_usd,
+    )
+
+
+def total_of(groups: Iterable[UsageSum]) -> UsageSum:
+    """The sum over all groups."""
+    rows = list(groups)
+    columns = [[row.usage[index] for row in rows] for index in range(len(_COUNTS))]
+    usage = TokenUsage._make([_sum_of_known(column) for column in columns])
+    return UsageSum("", sum(row.calls for row in rows), usage, sum(row.charged_nano_usd for row in rows))
+
+
+def _sum_of_known(counts: Iterable[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
