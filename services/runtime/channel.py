@@ -201,7 +201,7 @@ class UnaryCall(_PlainCall):
 
 
 class StreamCall(_PlainCall):
-    """A call with a stream of answers: iterate over it. Leaving early needs `cancel` or `aclose`."""
+    """A call with a stream of answers: iterate over it. Leaving it unfinished, by break or by losing it, cancels it."""
 
     def __init__(self, call: Any) -> None:
         super().__init__(call)
@@ -226,6 +226,10 @@ class StreamCall(_PlainCall):
     async def aclose(self) -> None:
         """Ends the call if it still runs, so that `aclosing(call)` works."""
         self.cancel()
+
+    def __del__(self) -> None:
+        if not self._call.done():
+            self._call.cancel()
 
 
 def _visible(metadata: Any) -> Metadata:
