@@ -5,7 +5,6 @@ Owns connecting and the options that every command shares; refuses to format any
 
 import functools
 import inspect
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,11 +19,13 @@ from mws.inference.v1.routing_service_pb2_grpc import RoutingServiceStub
 from mws.metering.v1.ledger_service_pb2_grpc import LedgerServiceStub
 from mws.metering.v1.usage_service_pb2_grpc import UsageServiceStub
 
+from services.cli import running
 from services.cli.deployment import GRPC_OFFSETS
 from services.cli.report import Report
 from services.cli.settings import CliSettings
 from services.runtime.errors import GatewayError, NotFoundError, ServiceUnavailableError, from_status
 
+DEFAULT_GRPC_HOST = "127.0.0.1"
 DEFAULT_DATA_DIR = Path(".mws")
 DEFAULT_GRPC_BASE_PORT = 50051
 TIMEOUT_S = 30.0
@@ -92,13 +93,15 @@ def _decoded(error: Any) -> GatewayError:
     return from_status(status_pb2.Status(code=error.code().value[0], message=error.details() or ""))
 
 
-GrpcHost = Annotated[str, typer.Option(help="Host of the services.")]
+GrpcHost = Annotated[
+    str | None, typer.Option(help="Host of the services. Default: of what runs on the data directory.")
+]
 GrpcBasePort = Annotated[int | None, typer.Option(help="gRPC port of auth; inference and metering follow.")]
 DataDir = Annotated[Path, typer.Option(help="Data directory of the running gateway (holds the admin token).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 
 _SHARED = [
-    inspect.Parameter("grpc_host", inspect.Parameter.KEYWORD_ONLY, default="127.0.0.1", annotation=GrpcHost),
+    inspect.Parameter("grpc_host", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=GrpcHost),
     inspect.Parameter("grpc_base_port", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=GrpcBasePort),
     inspect.Parameter("data_dir", inspect.Parameter.KEYWORD_ONLY, default=DEFAULT_DATA_DIR, annotation=DataDir),
     inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=AsJson),
@@ -112,15 +115,18 @@ def admin_command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]]
         @functools.wraps(function)
         def command(
             *args: Any,
-            grpc_host: str,
+            grpc_host: str | None,
             grpc_base_port: int | None,
             data_dir: Path,
             as_json: bool,
             **options: Any,
         ) -> None:
             report = Report(as_json=as_json)
+            there = running.find(data_dir)
+            host = grpc_host or (there.host if there else DEFAULT_GRPC_HOST)
+            base_port = grpc_base_port or (there.grpc_base_port if there else DEFAULT_GRPC_BASE_PORT)
             try:
-                admin = Admin(grpc_host, grpc_base_port or _running_base_port(data_dir), data_dir, report)
+                admin = Admin(host, base_port, data_dir, report)
                 function(admin, *args, **options)
             except (GatewayError, ValueError) as error:
                 report.fail(error)
@@ -135,14 +141,6 @@ def admin_command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]]
         return app.command(name)(command)
 
     return register
-
-
-def _running_base_port(data_dir: Path) -> int:
-    try:
-        state = json.loads((data_dir / "run" / "manager.json").read_text())
-    except (OSError, ValueError):
-        return DEFAULT_GRPC_BASE_PORT
-    return int(state.get("grpc_base_port", DEFAULT_GRPC_BASE_PORT))
 
 
 def _token(data_dir: Path) -> str:

@@ -12,8 +12,9 @@ from mws.admission.v1 import account_service_pb2 as account_pb
 from mws.admission.v1 import key_service_pb2 as key_pb
 from mws.metering.v1 import ledger_service_pb2 as ledger_pb
 
+from services.cli import running
 from services.cli.admin import Admin, admin_command, call
-from services.runtime.errors import NotFoundError
+from services.runtime.errors import NotFoundError, ServiceUnavailableError
 from services.runtime.ids import new_id
 
 app = typer.Typer()
@@ -24,7 +25,10 @@ DEMO_CREDIT_NANO_USD = 25_000_000_000
 def demo(admin: Admin) -> None:
     """Print the base URL, an API key with demo credit (made at the first time), and a `curl` to try."""
     data_dir = admin.data_dir
-    base_url = json.loads((data_dir / "run" / "manager.json").read_text())["base_url"]
+    there = running.find(data_dir)
+    if there is None:
+        raise ServiceUnavailableError(f"no gateway runs on {data_dir}; start it with `make up` or `mws up`")
+    base_url = there.base_url
     api_key = _kept_key(admin, data_dir / "demo.json") or _new_key(admin, data_dir / "demo.json")
     admin.report.record(
         "The gateway is serving",

@@ -6,7 +6,6 @@ Owns child processes and their pid files; refuses to know what they do beyond "r
 import asyncio
 import contextlib
 import ctypes
-import json
 import os
 import signal
 import socket
@@ -18,24 +17,23 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services.cli import running
 from services.cli.deployment import Deployment, ProcessSpec
+from services.cli.running import StartError
 from services.runtime.callers import mint_secrets
 
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 10.0
-SETTLED_AFTER_S = 30.0
-"""A process that lived this long starts its backoff anew."""
+SETTLED_AFTER_S = 5.0
+"""A process that lived this long starts its backoff anew: it had come up and served."""
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 40.0
 """Above every process's own drain."""
 _POLL_S = 0.05
 _PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 Announce = Callable[[str], None]
-
-
-class StartError(Exception):
-    """The deployment cannot start; the text says why and what to do."""
 
 
 @dataclass(slots=True)
@@ -65,7 +63,12 @@ class Manager:
 
         Returns the exit status: 0 after a drain. Raises StartError if a port is taken or a process does not come up.
         """
+        with running.claim(self._deployment.data_dir) as claim:
+            return await self._run(claim, on_ready)
+
+    async def _run(self, claim: running.Claim, on_ready: Callable[[], None]) -> int:
         self._prepare()
+        claim.announce(self._deployment, is_ready=False)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
@@ -73,13 +76,13 @@ class Manager:
         try:
             await self._until_ready_or_stopped()
             if not self._stopping.is_set():
+                claim.announce(self._deployment, is_ready=True)
                 on_ready()
             await self._stopping.wait()
         finally:
             self._stopping.set()
             await self._drain()
             await asyncio.gather(*watchers)
-            (self._run_dir / "manager.json").unlink(missing_ok=True)
         return 0
 
     def _prepare(self) -> None:
@@ -92,24 +95,18 @@ class Manager:
                 "stop what listens there, or choose others with --port and --grpc-base-port"
             )
         mint_secrets(self._deployment.secrets_dir)
-        state = {
-            "pid": os.getpid(),
-            "base_url": self._deployment.base_url,
-            "host": self._deployment.host,
-            "grpc_base_port": self._deployment.grpc_base_port,
-        }
-        (self._run_dir / "manager.json").write_text(json.dumps(state))
 
     async def _watch(self, child: _Child) -> None:
         while not self._stopping.is_set():
             await self._start(child)
             assert child.process is not None
             status = await child.process.wait()
-            self._pid_file(child).unlink(missing_ok=True)
             if self._stopping.is_set():
+                self._pid_file(child).unlink(missing_ok=True)
                 return
             child.exits += 1
             if not self._restart:
+                self._pid_file(child).unlink(missing_ok=True)
                 self._announce(f"{child.spec.name} exited with status {status}; not restarted")
                 await self._stopping.wait()
                 return
@@ -118,6 +115,7 @@ class Manager:
             self._announce(f"{child.spec.name} exited with status {status}; restarting in {child.backoff_s:g} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), child.backoff_s)
+                self._pid_file(child).unlink(missing_ok=True)
             child.backoff_s = min(child.backoff_s * 2, LONGEST_BACKOFF_S)
 
     async def _start(self, child: _Child) -> None:
@@ -198,7 +196,8 @@ class Manager:
 
 def _die_with_parent() -> None:
     """A manager that is killed takes its children along, so that nothing keeps the ports."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from services.runtime.errors import FieldViolation, GatewayError, reason_name
@@ -31,7 +32,9 @@ class Report:
         shown = for_people if for_people is not None else fields
         width = max((len(name) for name in shown), default=0)
         for name, value in shown.items():
-            self._out.print(f"  {name.replace('_', ' '):<{width}}  {value}", highlight=False, soft_wrap=True)
+            self._out.print(
+                f"  {name.replace('_', ' '):<{width}}  {escape(str(value))}", highlight=False, soft_wrap=True
+            )
 
     def rows(self, title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], **also: Any) -> None:
         """A list of like things; JSON has every field and `also`, the table the named columns."""
@@ -42,7 +45,7 @@ class Report:
         for column in columns:
             table.add_column(column.replace("_", " "), overflow="fold")
         for row in rows:
-            table.add_row(*(str(row.get(column, "")) for column in columns))
+            table.add_row(*(escape(str(row.get(column, ""))) for column in columns))
         self._out.print(table)
 
     def plain(self, text: str) -> None:
@@ -53,7 +56,7 @@ class Report:
     def note(self, text: str) -> None:
         """A remark on progress; silent for scripts."""
         if not self._as_json:
-            self._err.print(text, highlight=False)
+            self._err.print(text, highlight=False, markup=False)
 
     def fail(self, error: GatewayError | ValueError) -> None:
         """A failure: one line for people, one JSON object on stderr for scripts."""
@@ -66,6 +69,8 @@ class Report:
             body = {"reason": reason, "message": message, "violations": {v.field: v.description for v in violations}}
             print(json.dumps({"error": body}), file=sys.stderr)
             return
-        self._err.print(f"[red]error[/red] {message} ({reason})", highlight=False, soft_wrap=True)
+        self._err.print(f"[red]error[/red] {escape(message)} ({reason})", highlight=False, soft_wrap=True)
         for violation in violations:
-            self._err.print(f"  {violation.field}: {violation.description}", highlight=False, soft_wrap=True)
+            self._err.print(
+                f"  {escape(violation.field)}: {escape(violation.description)}", highlight=False, soft_wrap=True
+            )

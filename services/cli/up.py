@@ -4,21 +4,23 @@ Owns the options and what is printed; `manager.py` runs the processes.
 """
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
+from services.cli import running
 from services.cli.admin import DEFAULT_DATA_DIR, DEFAULT_GRPC_BASE_PORT
 from services.cli.deployment import Deployment
-from services.cli.manager import START_TIMEOUT_S, STOP_TIMEOUT_S, Manager, StartError, free_ports
+from services.cli.manager import START_TIMEOUT_S, STOP_TIMEOUT_S, Manager, free_ports
+from services.cli.running import StartError
 from services.runtime.callers import mint_secrets
 
 app = typer.Typer()
@@ -27,6 +29,11 @@ _err = Console(stderr=True)
 DEFAULT_PORT = 8080
 DataDir = Annotated[Path, typer.Option(help="Where databases, secrets, logs and pids live.")]
 SERVICES = ("edge", "auth", "inference", "metering")
+_POLL_S = 0.05
+
+
+def _existing(text: str) -> Any:
+    return typer.Option(help=text, exists=True, dir_okay=False, readable=True)
 
 
 @app.command()
@@ -37,8 +44,8 @@ def up(
         int, typer.Option(help="gRPC: auth; +1 inference; +2 metering.")
     ] = DEFAULT_GRPC_BASE_PORT,
     data_dir: DataDir = DEFAULT_DATA_DIR,
-    catalog: Annotated[Path | None, typer.Option(help="Catalogue file instead of the packaged one.")] = None,
-    plans: Annotated[Path | None, typer.Option(help="Plans file instead of the packaged one.")] = None,
+    catalog: Annotated[Path | None, _existing("Catalogue file instead of the packaged one.")] = None,
+    plans: Annotated[Path | None, _existing("Plans file instead of the packaged one.")] = None,
     upstream: Annotated[str | None, typer.Option(help="One upstream URL for every generation profile.")] = None,
     upstream_dialect: Annotated[str, typer.Option(help="`openai` or `anthropic`.")] = "openai",
     postgres_url: Annotated[str | None, typer.Option(help="PostgreSQL instead of SQLite.")] = None,
@@ -54,11 +61,11 @@ def up(
     _refuse_unsupported(postgres_url, redis_url, replicas)
     if upstream_dialect not in ("openai", "anthropic"):
         _fail("--upstream-dialect is `openai` or `anthropic`")
-    if running := _running(data_dir):
-        if detach:
-            print(f"ready {running['base_url']}", flush=True)
-            return
-        _fail(f"a gateway already runs on {data_dir} (pid {running['pid']}); stop it with `mws down`")
+    if detach and (there := _until_ready(data_dir)):
+        print(f"ready {there.base_url}", flush=True)
+        return
+    if there := running.find(data_dir):
+        _fail(f"a gateway already runs on {data_dir} (pid {there.pid}); stop it with `mws down`")
     try:
         if any_port:
             port, grpc_base_port = free_ports(host, port, grpc_base_port)
@@ -118,33 +125,43 @@ def _detach(deployment: Deployment, *, no_restart: bool) -> None:
         )
     deadline = time.monotonic() + START_TIMEOUT_S + 5
     while time.monotonic() < deadline:
-        said = log_path.read_bytes()[offset:].decode(errors="replace")
-        if f"ready {deployment.base_url}" in said:
-            print(f"ready {deployment.base_url}", flush=True)
+        if (there := running.find(deployment.data_dir)) and there.is_ready:
+            print(f"ready {there.base_url}", flush=True)
             return
         if manager.poll() is not None:
-            _fail(said.strip() or f"the gateway did not start; see {log_path}")
-        time.sleep(0.05)
+            said = log_path.read_bytes()[offset:].decode(errors="replace").strip().removeprefix("error ")
+            _fail(said or f"the gateway did not start; see {log_path}")
+        time.sleep(_POLL_S)
     manager.terminate()
     _fail(f"the gateway did not become ready; see {log_path}")
+
+
+def _until_ready(data_dir: Path) -> running.Running | None:
+    """The gateway that runs here once it is ready; None if none runs."""
+    deadline = time.monotonic() + START_TIMEOUT_S + 5
+    while there := running.find(data_dir):
+        if there.is_ready:
+            return there
+        if time.monotonic() > deadline:
+            _fail(f"a gateway starts on {data_dir} (pid {there.pid}), and does not become ready")
+        time.sleep(_POLL_S)
+    return None
 
 
 @app.command()
 def down(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """Drain and stop the gateway of a data directory."""
-    running = _running(data_dir)
-    if not running:
+    there = running.find(data_dir)
+    if there is None:
         print("not running")
         return
-    pid = int(running["pid"])
-    os.kill(pid, signal.SIGTERM)
+    os.kill(there.pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_TIMEOUT_S * len(SERVICES)
-    while time.monotonic() < deadline:
-        if not _is_alive(pid):
-            print("stopped")
-            return
-        time.sleep(0.05)
-    _fail(f"process {pid} still drains")
+    while running.find(data_dir):
+        if time.monotonic() > deadline:
+            _fail(f"process {there.pid} still drains")
+        time.sleep(_POLL_S)
+    print("stopped")
 
 
 @app.command()
@@ -156,25 +173,6 @@ def secrets(
     print(directory)
 
 
-def _running(data_dir: Path) -> dict[str, str] | None:
-    try:
-        state = json.loads((data_dir / "run" / "manager.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return state if _is_alive(int(state["pid"])) else None
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        # A process that was not reaped by its parent yet is over all the same.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return False
-    except PermissionError:
-        return True
-
-
-def _fail(text: str) -> None:
-    _err.print(f"[red]error[/red] {text}", highlight=False, soft_wrap=True)
+def _fail(text: str) -> NoReturn:
+    _err.print(f"[red]error[/red] {escape(text)}", highlight=False, soft_wrap=True)
     raise typer.Exit(2)
