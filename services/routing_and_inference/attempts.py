@@ -6,6 +6,7 @@ Owns failover before content; refuses to call upstreams and to look at what they
 import asyncio
 from collections.abc import Iterator
 from datetime import timedelta
+from types import TracebackType
 
 from mws.inference.v1 import generation_pb2 as pb
 
@@ -29,7 +30,10 @@ _REPEATABLE_STATUSES = (0, 500, 502, 503, 504)
 
 
 class Attempts:
-    """Iterate with `next`; end each attempt with `succeeded`, `failed` or `abandoned`."""
+    """Get the next upstream with `next` and make the attempt inside `with attempts:`, which takes note of how it ends.
+
+    An UpstreamFailure goes no further; whatever else is raised does.
+    """
 
     def __init__(self, fleet: Fleet, profile: Profile) -> None:
         self._fleet = fleet
@@ -40,6 +44,7 @@ class Attempts:
         self._failures: list[UpstreamFailure] = []
         self._may_repeat = len(profile.upstreams) == 1
         self.made: list[pb.Attempt] = []
+        self.was_accepted = False  # a failed attempt had been answered with a 2xx head
 
     async def next(self) -> UpstreamTarget | None:
         """The upstream to try now; None when none is left, or when trying another makes no sense.
@@ -57,20 +62,23 @@ class Attempts:
         self._visit = visit
         return None if visit is None else visit.state.target
 
-    def succeeded(self) -> None:
-        """The attempt served."""
-        self._end("ok").succeeded()
+    def __enter__(self) -> None:
+        """The attempt begins."""
 
-    def failed(self, failure: UpstreamFailure) -> None:
-        """The attempt failed."""
-        self._last = failure
-        self._failures.append(failure)
-        self._end(outcome_of(failure), failure.kind.value).failed(failure)
-
-    def abandoned(self) -> None:
-        """The attempt ended for a reason of ours."""
-        if self._visit is not None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if error is None:
+            self._end("ok").succeeded()
+        elif isinstance(error, UpstreamFailure):
+            self._last = error
+            self._failures.append(error)
+            self.was_accepted = self.was_accepted or error.accepted
+            self._end(outcome_of(error), error.kind.value).failed(error)
+            return True
+        else:
             self._end("abandoned").abandoned()
+        return False
 
     def error(self, *, delivered: bool) -> GatewayError:
         """What to tell the caller."""

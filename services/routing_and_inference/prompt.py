@@ -46,13 +46,10 @@ def read_prompt(generation: pb.Generation, *, has_vision: bool) -> Prompt:
     )
 
 
-def without_images(generation: pb.Generation) -> pb.Generation:
-    """A copy without its images; a turn or a tool's answer that would be empty says that one stood there."""
-    copy = pb.Generation()
-    copy.CopyFrom(generation)
-    for message in copy.messages:
+def drop_images(generation: pb.Generation) -> None:
+    """Takes the images out, in place; a turn or a tool's answer that would be empty says that one stood there."""
+    for message in generation.messages:
         _drop_images(message.content)
-    return copy
 
 
 def _drop_images(content: Any) -> None:

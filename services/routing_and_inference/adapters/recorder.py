@@ -66,7 +66,7 @@ class UsageRecorder:
         return len(self._waiting) + self._running + len(self._spool) + len(self._homeless)
 
     def submit(self, usage: SpooledUsage) -> Recorded:
-        """Records an event. The future is done when that is durable; it fails (UsageUnrecordableError) if nothing took it.
+        """Records an event. The future ends when that is durable, or with UsageUnrecordableError.
 
         Whoever waits for it may be cancelled: the event is recorded nevertheless.
         """

@@ -1,0 +1,275 @@
+"""The use case `Generate`: read, bound, admit, route, relay, record, finish, in this order, whatever happens.
+
+Owns the life of one call; refuses to speak any upstream's dialect and to move bytes.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import cast
+
+from mws.admission.v1.admission_service_pb2 import OPERATION_GENERATE
+from mws.inference.v1 import generation_pb2 as pb
+from mws.inference.v1 import inference_service_pb2 as service_pb
+from mws.inference.v1.generation_pb2 import GenerationEvent
+from mws.metering.v1 import metering_service_pb2 as metering_pb
+
+from services.routing_and_inference import bounding, metrics
+from services.routing_and_inference.adapters.recorder import Recorded
+from services.routing_and_inference.admission import Admissions, OpenCall, Order
+from services.routing_and_inference.answer import Answer
+from services.routing_and_inference.attempts import Attempts, context_too_long
+from services.routing_and_inference.catalog import Catalogue, Kind, Profile
+from services.routing_and_inference.fleet import Fleet
+from services.routing_and_inference.ports import Upstream, UpstreamRequest
+from services.routing_and_inference.prompt import Prompt, drop_images, read_prompt
+from services.routing_and_inference.settlement import (
+    BALANCE_CUT,
+    COMPLETE,
+    REFUSED,
+    Ended,
+    Settlement,
+    charged_of,
+    ending_of_cancellation,
+    ending_of_failure,
+    outcome_of,
+)
+from services.runtime.calls import Call
+from services.runtime.errors import GatewayError, UnimplementedError
+
+_EXTEND_BEFORE_TOKENS = 512  # so much of a slice is left when the next one is asked for
+
+Batches = AsyncGenerator[Sequence[GenerationEvent], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """One call that was admitted, from then to its end."""
+
+    call: Call
+    opened: OpenCall
+    request: service_pb.GenerateRequest  # its generation is adapted to the profile
+    prompt: Prompt
+    answer: Answer
+    attempts: Attempts
+    slice_end_tokens: int | None  # output that the hold covers; None: the caller stated a maximum, held in full
+    is_settled: bool = False
+
+    @property
+    def is_streamed(self) -> bool:
+        return self.request.generation.stream
+
+
+class Generator:
+    """Runs calls. `upstreams` are the dialects that the catalogue names."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        upstreams: Mapping[str, Upstream],
+        fleet: Fleet,
+        admissions: Admissions,
+        settlement: Settlement,
+    ) -> None:
+        self._catalogue = catalogue
+        self._upstreams = upstreams
+        self._fleet = fleet
+        self._admissions = admissions
+        self._settlement = settlement
+
+    async def generate(
+        self, request: service_pb.GenerateRequest, call: Call
+    ) -> AsyncIterator[service_pb.GenerateResponse]:
+        """The answer's events, in the order of the contract. Adapts the request's generation in place."""
+        run = await self._open(request, call)
+        try:
+            admitted = _admitted(run)
+            if run.is_streamed:
+                yield service_pb.GenerateResponse(events=(admitted,))
+            async with aclosing(self._relay(run)) as batches:
+                async for batch in batches:
+                    yield service_pb.GenerateResponse(events=batch)
+            last = run.answer.remainder()
+            last.append(run.answer.finished_event(charged_of(await outcome_of(self._settle(run)))))
+            if not run.is_streamed:
+                last.insert(0, admitted)
+            yield service_pb.GenerateResponse(events=last)
+        except GatewayError as error:
+            raise await self._failure(run, error) from error
+        except (asyncio.CancelledError, GeneratorExit):
+            self._left(run)
+            raise
+        except BaseException:
+            self._broke(run)
+            raise
+
+    async def _open(self, request: service_pb.GenerateRequest, call: Call) -> _Run:
+        try:
+            profile = profile_for(self._catalogue, request.model, Kind.GENERATION)
+            prompt = read_prompt(request.generation, has_vision=profile.capabilities.vision)
+            adapt(request.generation, prompt, profile)
+        except GatewayError as error:
+            raise await self._admissions.at_fault(error, request.credential, call) from error
+        self._settlement.require_room()
+        generation = request.generation
+        stated = generation.max_output_tokens if generation.HasField("max_output_tokens") else None
+        order = Order(
+            call_id=request.call_id,
+            credential=request.credential,
+            operation=OPERATION_GENERATE,
+            profile=profile,
+            bound=bounding.bound_generation(profile, prompt.size, stated),
+            requested_model=request.model,
+            application=request.application,
+            idempotency_key=request.idempotency_key,
+            body_sha256=request.body_sha256,
+            max_output_tokens=profile.max_output_tokens,
+        )
+        opened = await self._admissions.open(order, call)
+        return _Run(
+            call=call,
+            opened=opened,
+            request=request,
+            prompt=prompt,
+            answer=Answer(bounding.estimated_input_tokens(prompt.size), is_streamed=generation.stream),
+            attempts=Attempts(self._fleet, profile),
+            slice_end_tokens=order.bound.output_tokens if stated is None else None,
+        )
+
+    async def _relay(self, run: _Run) -> Batches:
+        """The content of the attempt that serves. Fails over until content has left, and never after."""
+        answer, attempts = run.answer, run.attempts
+        while not answer.has_delivered and (target := await attempts.next()) is not None:
+            attempt = UpstreamRequest(
+                call_id=run.opened.order.call_id,
+                attempt=answer.begin(target.name),
+                generation=run.request.generation,
+                dialect=run.request.dialect,
+                profile=run.opened.profile,
+                target=target,
+            )
+            with attempts:
+                async with aclosing(cast("Batches", self._upstreams[target.dialect].generate(attempt))) as batches:
+                    async for batch in batches:
+                        if events := self._take(run, batch):
+                            yield events
+                        if run.slice_end_tokens is not None and not await self._covers(run, run.slice_end_tokens):
+                            break
+                answer.require_end()
+                return
+        raise attempts.error(delivered=answer.has_delivered)
+
+    def _take(self, run: _Run, batch: Sequence[GenerationEvent]) -> Sequence[GenerationEvent]:
+        had_delivered = run.answer.has_delivered
+        events = run.answer.take(batch)
+        if events and not had_delivered:
+            now_s = asyncio.get_running_loop().time()
+            metrics.FIRST_CONTENT_S.labels(run.opened.profile.slug).observe(now_s - run.call.started)
+        return events
+
+    async def _covers(self, run: _Run, slice_end_tokens: int) -> bool:
+        """Whether the hold covers what comes next; asks for another slice shortly before one is used up."""
+        if run.answer.finished is not None or run.answer.bound_tokens + _EXTEND_BEFORE_TOKENS < slice_end_tokens:
+            return True
+        end_tokens = max(slice_end_tokens, run.answer.bound_tokens) + bounding.SLICE_TOKENS
+        if await self._admissions.extend(run.opened, run.opened.order.bound.amount_for(end_tokens)):
+            run.slice_end_tokens = end_tokens
+            return True
+        run.answer.is_balance_cut = True
+        return False
+
+    # ---- the end of a call ----
+
+    def _settle(self, run: _Run) -> Recorded:
+        """The answer is whole, or was ended by the balance."""
+        answer = run.answer
+        if answer.is_balance_cut:
+            ending = BALANCE_CUT
+        else:
+            assert answer.finished is not None
+            ending = REFUSED if answer.finished.reason == pb.FINISH_REASON_REFUSAL else COMPLETE
+        return self._end(run, ending)
+
+    async def _failure(self, run: _Run, error: GatewayError) -> GatewayError:
+        """The error with what its reader needs to know about money. Recorded before it leaves."""
+        outcome = None
+        if not run.is_settled:
+            if run.attempts.made:
+                outcome = await outcome_of(self._end(run, ending_of_failure(delivered=run.answer.has_delivered)))
+            else:
+                self._void(run)
+        failure = pb.GenerationFailure(delivered=run.answer.has_delivered, attempts=run.attempts.made)
+        if run.answer.has_delivered:
+            failure.usage.CopyFrom(run.answer.delivered())
+        if (charged := charged_of(outcome)) is not None:
+            failure.charged_nano_usd = charged
+        error.details = (*error.details, run.opened.limits, failure)
+        return error
+
+    def _left(self, run: _Run) -> None:
+        """The caller is gone. Nothing here waits: it may not be waited for any more."""
+        if run.is_settled:
+            return
+        ending = ending_of_cancellation(run.call.cancel_reason, delivered=run.answer.has_delivered)
+        if ending is None or not run.attempts.made:
+            self._void(run)
+        else:
+            self._end(run, ending)
+
+    def _broke(self, run: _Run) -> None:
+        """A defect of ours."""
+        if not run.is_settled:
+            self._end(run, ending_of_failure(delivered=run.answer.has_delivered))
+
+    def _void(self, run: _Run) -> None:
+        run.is_settled = True
+        self._settlement.void(run.opened)
+
+    def _end(self, run: _Run, ending: "metering_pb.Ending.ValueType") -> Recorded:
+        run.is_settled = True
+        answer = run.answer
+        ended = Ended(
+            ending=ending,
+            delivered=answer.delivered(),
+            reported=answer.reported(),
+            upstream=answer.upstream,
+            attempt=answer.attempt,
+            upstream_accepted=answer.was_accepted or run.attempts.was_accepted,
+        )
+        usage = ended.reported or ended.delivered
+        run.call.note(upstream=answer.upstream, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens)
+        return self._settlement.settle(run.opened, ended)
+
+
+def profile_for(catalogue: Catalogue, model: str, kind: Kind) -> Profile:
+    """The profile that serves a model name. Raises UnimplementedError if the catalogue has none of this kind."""
+    profile = catalogue.resolve(model, kind)
+    if profile is None:
+        raise UnimplementedError(f"the catalogue has no profile for {kind.value}")
+    return profile
+
+
+def adapt(generation: pb.Generation, prompt: Prompt, profile: Profile) -> None:
+    """Makes a generation what the profile can do. Raises ContextTooLongError."""
+    estimated = bounding.estimated_input_tokens(prompt.size)
+    if estimated > profile.context_tokens:
+        raise context_too_long(profile, estimated)
+    if generation.HasField("max_output_tokens"):
+        generation.max_output_tokens = bounding.output_limit(profile, generation.max_output_tokens, estimated)
+    if prompt.dropped_images:
+        drop_images(generation)
+
+
+def _admitted(run: _Run) -> GenerationEvent:
+    return GenerationEvent(
+        admitted=pb.Admitted(
+            call_id=run.opened.order.call_id,
+            account_id=run.opened.hold.account_id,
+            limits=run.opened.limits,
+            profile=run.opened.profile.slug,
+            estimated_input_tokens=bounding.estimated_input_tokens(run.prompt.size),
+            dropped_images=run.prompt.dropped_images,
+            held_nano_usd=run.opened.hold.amount_nano_usd,
+        )
+    )

@@ -1,0 +1,158 @@
+"""Ends calls: one usage event or one void for every call that was admitted, whatever happened to it.
+
+Owns what is told about an ended call, and that telling outlives the caller; refuses to price anything.
+
+A call for which an upstream was tried ends in a usage event, even if all of them failed before content: nothing is
+charged then, and the record says why. A call that never came that far, and one whose link was lost without anybody
+cancelling it (a crash of ours), ends in a void.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from mws.admission.v1 import admission_service_pb2 as admission_pb
+from mws.common.v1.token_usage_pb2 import TokenUsage
+from mws.metering.v1 import metering_service_pb2 as pb
+
+from services.routing_and_inference import metrics
+from services.routing_and_inference.adapters.finisher import Finisher
+from services.routing_and_inference.adapters.leases import Leases
+from services.routing_and_inference.adapters.recorder import Recorded, UsageRecorder
+from services.routing_and_inference.adapters.spool import SpooledUsage
+from services.routing_and_inference.admission import OpenCall
+from services.runtime.calls import CancelReason
+from services.runtime.errors import UsageUnrecordableError
+
+_MAX_MODEL = 256
+
+COMPLETE, REFUSED, BALANCE_CUT = pb.ENDING_COMPLETE, pb.ENDING_REFUSED, pb.ENDING_BALANCE_CUT
+
+_CHARGES_NOTHING = (pb.ENDING_FAILED_BEFORE_CONTENT,)
+_CHARGES_INPUT = (pb.ENDING_CLIENT_LEFT_BEFORE_CONTENT,)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a call ended. `reported` holds final counts only."""
+
+    ending: "pb.Ending.ValueType"
+    delivered: TokenUsage
+    reported: TokenUsage | None = None
+    upstream: str = ""
+    attempt: int = 0
+    upstream_accepted: bool = False
+
+
+def ending_of_failure(*, delivered: bool) -> "pb.Ending.ValueType":
+    """The ending of a call that broke on our side or the upstream's."""
+    return pb.ENDING_CUT if delivered else pb.ENDING_FAILED_BEFORE_CONTENT
+
+
+def ending_of_cancellation(reason: CancelReason | None, *, delivered: bool) -> "pb.Ending.ValueType | None":
+    """The ending of a call that was cancelled. None: its link was lost and nobody cancelled it; it is void."""
+    if reason is None:
+        return None
+    if reason is CancelReason.SHUTDOWN:  # a process of ours ends, and not the caller's patience
+        return ending_of_failure(delivered=delivered)
+    return pb.ENDING_CLIENT_LEFT if delivered else pb.ENDING_CLIENT_LEFT_BEFORE_CONTENT
+
+
+class Settlement:
+    """Every open call goes through `settle` or `void`, once."""
+
+    def __init__(
+        self, recorder: UsageRecorder, leases: Leases, finisher: Finisher, *, wall_us: Callable[[], int]
+    ) -> None:
+        self._recorder = recorder
+        self._leases = leases
+        self._finisher = finisher
+        self._wall_us = wall_us
+
+    def require_room(self) -> None:
+        """Raises UsageUnrecordableError when the usage of a call that starts now would find no place."""
+        if not self._recorder.can_record():
+            raise UsageUnrecordableError("usage can be recorded nowhere now", retry_in=timedelta(seconds=1))
+
+    def settle(self, opened: OpenCall, ended: Ended) -> Recorded:
+        """Records the call and finishes its hold. Await the result under a shield, or not at all: it happens anyway."""
+        usage = SpooledUsage(self._event(opened, ended), opened.hold)
+        recorded = self._recorder.submit(usage)
+        recorded.add_done_callback(lambda done: self._finish(opened, ended, done))
+        metrics.ENDINGS.labels(opened.profile.slug, pb.Ending.Name(ended.ending).removeprefix("ENDING_").lower()).inc()
+        return recorded
+
+    def void(self, opened: OpenCall) -> None:
+        """The call came to nothing."""
+        self._leases.drop(opened.order.call_id)
+        self._finisher.void(opened.order.call_id, opened.hold.run_id)
+        metrics.ENDINGS.labels(opened.profile.slug, "void").inc()
+
+    def _finish(self, opened: OpenCall, ended: Ended, recorded: Recorded) -> None:
+        hold = opened.hold
+        finished = admission_pb.FinishedHold(call_id=hold.call_id, run_id=hold.run_id, used_tokens=used_tokens(ended))
+        is_recorded = not recorded.cancelled() and recorded.exception() is None
+        outcome = recorded.result() if is_recorded else None
+        if outcome is not None:  # with metering; what is not is renewed until it is
+            self._leases.drop(hold.call_id)
+            if outcome.HasField("charged_nano_usd"):
+                finished.cost_nano_usd = outcome.charged_nano_usd
+            metrics.TOKENS.labels(opened.profile.slug, "input").inc(outcome.charged.input_tokens)
+            metrics.TOKENS.labels(opened.profile.slug, "output").inc(outcome.charged.output_tokens)
+        self._finisher.finish(finished)
+
+    def _event(self, opened: OpenCall, ended: Ended) -> pb.UsageEvent:
+        order = opened.order
+        return pb.UsageEvent(
+            call_id=order.call_id,
+            account_id=opened.hold.account_id,
+            key_id=opened.hold.key_id,
+            application=order.application,
+            operation=order.profile.kind.value,
+            profile=order.profile.slug,
+            requested_model=order.requested_model[:_MAX_MODEL],
+            upstream=ended.upstream,
+            attempt=ended.attempt,
+            price_book_version=opened.price_book_version,
+            ending=ended.ending,
+            reported=ended.reported,
+            delivered=ended.delivered,
+            upstream_accepted=ended.upstream_accepted,
+            held_nano_usd=opened.hold.amount_nano_usd,
+            started_at=_timestamp(opened.started_at_us),
+            ended_at=_timestamp(self._wall_us()),
+        )
+
+
+async def outcome_of(recorded: Recorded) -> pb.RecordOutcome | None:
+    """Waits for the record; None: it is in the spool. Being cancelled here does not touch it."""
+    return await asyncio.shield(recorded)
+
+
+def charged_of(outcome: pb.RecordOutcome | None) -> int | None:
+    """What was charged, if that is known already."""
+    if outcome is None or not outcome.HasField("charged_nano_usd"):
+        return None
+    return outcome.charged_nano_usd
+
+
+def used_tokens(ended: Ended) -> int:
+    """What the call took from the minute after all."""
+    if ended.ending in _CHARGES_NOTHING:
+        return 0
+    counts = TokenUsage()
+    counts.CopyFrom(ended.delivered)
+    if ended.reported is not None:
+        counts.MergeFrom(ended.reported)
+    prompt = (
+        counts.input_tokens + counts.cache_read_tokens + counts.cache_write_5m_tokens + counts.cache_write_1h_tokens
+    )
+    if ended.ending in _CHARGES_INPUT:
+        return prompt if ended.upstream_accepted else 0
+    return prompt + counts.output_tokens
+
+
+def _timestamp(unix_us: int) -> Timestamp:
+    return Timestamp(seconds=unix_us // 1_000_000, nanos=unix_us % 1_000_000 * 1_000)
