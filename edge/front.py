@@ -1,0 +1,164 @@
+"""The ASGI application in front of FastAPI: finds the route, runs hot ones itself, ends every request in one log line.
+
+Owns paths, methods and the last resort for defects; refuses to know what any route does.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import structlog
+
+from edge.exchange import ClientGoneError, Exchange, Receive, Scope, Send
+from edge.metrics import EdgeMetrics
+from edge.shapes import ANTHROPIC, OPENAI, Shape
+from services.runtime.errors import GatewayError, InvalidRequestError, NotFoundError, reason_name
+from services.runtime.ids import new_id
+from services.runtime.logging import EventLog, timestamp
+from services.runtime.telemetry import TRACEPARENT, parse_traceparent, set_traceparent
+
+Route = Callable[[Exchange], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+_log = structlog.get_logger()
+_TRACEPARENT = TRACEPARENT.encode()
+CLIENT_GONE_STATUS = 499  # for the log and the metrics only: nobody receives it
+
+
+class Front:
+    """Routes are exact paths; one that ends in `/` also takes any single rest, which stands in the scope as `rest`."""
+
+    def __init__(self, routes: Mapping[tuple[str, str], Route], rest: App, log: EventLog, metrics: EdgeMetrics) -> None:
+        self._routes = dict(routes)
+        self._methods: dict[str, list[str]] = {}
+        for method, path in self._routes:
+            self._methods.setdefault(path, []).append(method)
+        self._rest = rest
+        self._log = log
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._rest(scope, receive, send)
+            return
+        path = plain_path(scope["path"])
+        method = scope["method"]
+        route = self._routes.get((method, path))
+        if route is None:
+            found = self._find(method, path, scope)
+            if found is None:
+                await self._rest(scope, receive, send)
+                return
+            route, path = found
+        exchange = Exchange(scope, receive, send, new_id(), asyncio.get_running_loop().time())
+        exchange.route = path
+        await self._run(exchange, route)
+
+    def _find(self, method: str, path: str, scope: Scope) -> tuple[Route, str] | None:
+        """A route with a rest, or the answer to a path or method that does not exist below /v1."""
+        head, slash, rest = path.rpartition("/")
+        prefix = head + slash
+        if path not in self._methods and rest and prefix in self._methods:
+            scope["rest"] = rest
+            path = prefix
+        route = self._routes.get((method, path))
+        if route is not None:
+            return route, path
+        if path in self._methods:
+            allowed = sorted(self._methods[path])
+            return lambda exchange: _refuse_method(exchange, allowed), path
+        if path == "/v1" or path.startswith("/v1/"):
+            return _refuse_path, "unknown"
+        return None
+
+    async def _run(self, exchange: Exchange, route: Route) -> None:
+        set_traceparent(_trace_of(exchange))
+        self._metrics.in_flight += 1
+        try:
+            await route(exchange)
+        except ClientGoneError:
+            exchange.reason = "CLIENT_GONE"
+        except asyncio.CancelledError:
+            exchange.reason = "CANCELLED"
+            raise
+        except Exception as error:  # noqa: BLE001  # the ASGI boundary: a defect must not end a stream in silence
+            await self._answer_defect(exchange, error)
+        finally:
+            self._metrics.in_flight -= 1
+            self._finish(exchange)
+
+    async def _answer_defect(self, exchange: Exchange, error: Exception) -> None:
+        _log.error("http.failed", request_id=exchange.call_id, route=exchange.route, exc_info=error)
+        if exchange.is_complete or exchange.is_gone:
+            return
+        shape, failure = shape_for(exchange), GatewayError()
+        exchange.reason = reason_name(failure)
+        if exchange.has_started:
+            await exchange.send_frames(shape.render_event(failure, exchange.call_id), is_last=True)
+        else:
+            reply = shape.render(failure, exchange.call_id)
+            await exchange.respond(reply.status, reply.body, reply.headers)
+
+    def _finish(self, exchange: Exchange) -> None:
+        duration_s = asyncio.get_running_loop().time() - exchange.started
+        status = exchange.status or CLIENT_GONE_STATUS
+        self._metrics.observe(exchange.route, status, duration_s)
+        line: dict[str, Any] = {
+            "timestamp": timestamp(),
+            "level": "info",
+            "event": "http.finished",
+            "method": exchange.scope["method"],
+            "route": exchange.route,
+            "status": status,
+            "duration_ms": round(duration_s * 1000, 3),
+            "request_id": exchange.call_id,
+        }
+        if exchange.account_id:
+            line["account_id"] = exchange.account_id
+        if exchange.profile:
+            line["profile"] = exchange.profile
+            line["input_tokens"] = exchange.input_tokens
+            line["output_tokens"] = exchange.output_tokens
+        if exchange.reason:
+            line["reason"] = exchange.reason
+        if exchange.is_stream:
+            line["stream"] = True
+        self._log.write(line, level=logging.INFO)
+
+
+def _trace_of(exchange: Exchange) -> str:
+    """The caller's trace, continued; else one of our own whose id is the call's."""
+    sent = exchange.header(_TRACEPARENT)
+    continued = parse_traceparent(sent.decode("latin-1")) if sent is not None else None
+    if continued is not None:
+        return continued
+    digits = exchange.call_id.replace("-", "")
+    return f"00-{digits}-{digits[16:]}-01"
+
+
+def plain_path(path: str) -> str:
+    """The path with repeated leading `/v1` made one: SDKs append theirs to a base URL that has it already."""
+    while path.startswith("/v1/v1/"):
+        path = path[3:]
+    return path
+
+
+def shape_for(exchange: Exchange) -> Shape:
+    """The shape in which to word a failure that no route's own shape settles: by the path, else by the headers."""
+    path = exchange.scope["path"]
+    if "/messages" in path or "/complete" in path:
+        is_anthropic = "/chat/" not in path
+    else:
+        is_anthropic = exchange.header(b"anthropic-version") is not None
+    return ANTHROPIC if is_anthropic else OPENAI
+
+
+async def _refuse_path(exchange: Exchange) -> None:
+    reply = shape_for(exchange).render(NotFoundError("There is nothing at this path."), exchange.call_id)
+    await exchange.respond(404, reply.body, reply.headers)
+
+
+async def _refuse_method(exchange: Exchange, allowed: list[str]) -> None:
+    words = f"Method {exchange.scope['method']} is not allowed here; use {' or '.join(allowed)}."
+    reply = shape_for(exchange).render(InvalidRequestError(words), exchange.call_id)
+    await exchange.respond(405, reply.body, [*reply.headers, (b"allow", ", ".join(allowed).encode())])

@@ -1,0 +1,181 @@
+"""The path of a generating call through the edge: credential, body, parse, Generate, relay; the same for every shape.
+
+Owns the order of those steps and which failure wins; refuses to know either dialect and to decide who may call.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mws.common.v1 import token_usage_pb2
+from mws.inference.v1 import generation_pb2 as pb
+from mws.inference.v1 import inference_service_pb2 as inference_pb
+
+from edge.answer import Head
+from edge.ask import Ask
+from edge.bodies import read_body
+from edge.clients import Admission, Inference
+from edge.exchange import ClientGoneError, Exchange, Spawn
+from edge.gate import Gate
+from edge.metrics import EdgeMetrics
+from edge.problems import BadFieldError
+from edge.relay import Relays, StreamRelay, StreamTimes, collect
+from edge.shapes import Shape
+from services.runtime.errors import (
+    CallCancelledError,
+    GatewayError,
+    InvalidCredentialError,
+    MessageTooLargeError,
+    RateLimitedError,
+    reason_name,
+)
+
+LARGE_BODY_BYTES = 4 << 20
+_IDEMPOTENCY_KEY_MAX = 255
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineRules:
+    """Sizes and times of the public surface."""
+
+    body_limit_bytes: int
+    stream_times: StreamTimes
+
+
+class Pipeline:
+    """One per process; every request of a hot route passes through it."""
+
+    def __init__(  # the collaborators of the one pipeline, wired once in app.py
+        self,
+        rules: PipelineRules,
+        gate: Gate,
+        admission: Admission,
+        inference: Inference,
+        *,
+        spawn: Spawn,
+        metrics: EdgeMetrics,
+    ) -> None:
+        self.rules = rules
+        self.gate = gate
+        self.admission = admission
+        self.inference = inference
+        self.relays = Relays()
+        self._spawn = spawn
+        self._metrics = metrics
+        self._large_body = asyncio.Lock()
+
+    # ---- what every authenticated route does ----
+
+    async def authenticate(self, exchange: Exchange) -> bytes:
+        """Asks who pays, takes nothing; notes the limits for the answer's headers. Returns the key's digest."""
+        digest = self.gate.admit(exchange)
+        await self.look_up(exchange, digest)
+        return digest
+
+    async def look_up(self, exchange: Exchange, digest: bytes) -> None:
+        """Notes who pays, and the limits for the answer's headers."""
+        answer = await self.admission.get_limits(digest)
+        self.gate.welcome(digest)
+        exchange.account_id = answer.account_id
+        exchange.limits = answer.limits
+
+    async def read(self, exchange: Exchange, digest: bytes, parse: Callable[[bytes], Ask]) -> tuple[Ask, bytes]:
+        """Reads and parses the body. When that fails, a bad key is worse news, and the limits are still told."""
+        try:
+            body = await read_body(exchange, self.rules.body_limit_bytes)
+            if len(body) <= LARGE_BODY_BYTES:
+                return parse(body), body
+            async with self._large_body:  # decoding does not yield: one at a time, others get a turn in between
+                ask = parse(body)
+                await asyncio.sleep(0)
+                return ask, body
+        except (BadFieldError, MessageTooLargeError):
+            await self.look_up(exchange, digest)
+            raise
+
+    async def fail(self, exchange: Exchange, shape: Shape, error: GatewayError, digest: bytes | None = None) -> None:
+        """Answers a failure: as a status while the head is here, else as the stream's last event."""
+        if isinstance(error, InvalidCredentialError) and digest is not None:
+            try:
+                self.gate.refuse(digest, exchange)
+            except RateLimitedError as limited:
+                error = limited
+        exchange.reason = reason_name(error)
+        if exchange.is_gone:
+            return
+        if exchange.has_started:
+            await exchange.send_frames(shape.render_event(error, exchange.call_id), is_last=True)
+            return
+        exchange.limits = error.limits or exchange.limits
+        reply = shape.render(error, exchange.call_id)
+        await exchange.respond(reply.status, reply.body, reply.headers)
+
+    # ---- generating ----
+
+    async def generate(self, exchange: Exchange, shape: Shape) -> None:
+        """Serves POST /v1/messages or /v1/chat/completions."""
+        digest: bytes | None = None
+        try:
+            digest = self.gate.admit(exchange)
+            ask, body = await self.read(exchange, digest, shape.read)
+            if ask.generates_nothing:
+                await self._answer_nothing(exchange, shape, ask, digest)
+                return
+            await self._generate(exchange, shape, ask, self._request(exchange, ask, digest, body))
+            self.gate.welcome(digest)
+        except ClientGoneError:
+            return
+        except GatewayError as error:
+            await self.fail(exchange, shape, error, digest)
+
+    def _request(self, exchange: Exchange, ask: Ask, digest: bytes, body: bytes) -> inference_pb.GenerateRequest:
+        request = inference_pb.GenerateRequest(
+            call_id=exchange.call_id, model=ask.model, generation=ask.generation, dialect=ask.dialect
+        )
+        request.credential.api_key_sha256 = digest
+        key = exchange.header(b"idempotency-key")
+        if key:
+            if len(key) > _IDEMPOTENCY_KEY_MAX:
+                raise BadFieldError((), "value", f"Idempotency-Key may have at most {_IDEMPOTENCY_KEY_MAX} characters")
+            request.idempotency_key = key.decode("latin-1")
+            request.body_sha256 = hashlib.sha256(body).digest()
+        return request
+
+    async def _generate(
+        self, exchange: Exchange, shape: Shape, ask: Ask, request: inference_pb.GenerateRequest
+    ) -> None:
+        call = self.inference.generate(request)
+        exchange.on_gone = call.cancel
+        with self.relays.running(call):
+            self._spawn(exchange.watch())
+            try:
+                if ask.generation.stream:
+                    relay = StreamRelay(exchange, shape, ask, self.rules.stream_times, self._spawn)
+                    await relay.run(call)
+                else:
+                    body = await collect(call, exchange, shape, ask)
+                    await exchange.respond(200, body, [])
+            except CallCancelledError:
+                if exchange.is_gone:
+                    exchange.reason = "CLIENT_GONE"
+                    return
+                raise
+            finally:
+                call.cancel()  # nothing happens to a call that has ended
+
+    async def _answer_nothing(self, exchange: Exchange, shape: Shape, ask: Ask, digest: bytes) -> None:
+        """`max_tokens: 0` asks for an answer without a single token: there is nothing to run, nor to charge."""
+        await self.look_up(exchange, digest)
+        head = Head(exchange.call_id, int(time.time()), ask.model, await self.inference.count_tokens(ask))
+        usage = token_usage_pb2.TokenUsage(input_tokens=head.estimated_input_tokens, output_tokens=0)
+        end = pb.GenerationEvent(finished=pb.Finished(reason=pb.FINISH_REASON_LENGTH, usage=usage))
+        if ask.generation.stream:
+            stream = shape.stream(head, ask)
+            await exchange.start_stream()
+            await exchange.send_frames(stream.start() + stream.feed([end]), is_last=True)
+            return
+        fold = shape.fold(head, ask)
+        fold.feed([end])
+        await exchange.respond(200, fold.reply(), [])
