@@ -135,18 +135,19 @@ def charge(event: UsageEvent, price: ProfilePrice, *, is_late: bool) -> Charge:
 def _charged_generation(event: UsageEvent, basis: Basis) -> tuple[TokenUsage, bool]:
     if basis is Basis.NOTHING:
         return NO_USAGE, False
+    reported, delivered = event.reported, event.delivered
     if basis is Basis.DELIVERED:
-        delivered = event.delivered
         return TokenUsage(_input_of(delivered), _output_of(delivered)), False
-    charged_input, is_input_estimated = _reported_input(event)
+    charged_input, is_estimated = _reported_input(event)
     if basis is Basis.INPUT:
-        return charged_input, is_input_estimated
-    output_tokens = event.reported.output_tokens
+        return charged_input, is_estimated
+    output_tokens, reasoning_tokens = reported.output_tokens, reported.reasoning_tokens
     if output_tokens is None:
-        return charged_input._replace(output_tokens=_output_of(event.delivered)), True
+        output_tokens, reasoning_tokens, is_estimated = _output_of(delivered), None, True
+    input_tokens, _, cache_read, cache_write_5m, cache_write_1h, _, _ = charged_input
     return (
-        charged_input._replace(output_tokens=output_tokens, reasoning_tokens=event.reported.reasoning_tokens),
-        is_input_estimated,
+        TokenUsage(input_tokens, output_tokens, cache_read, cache_write_5m, cache_write_1h, reasoning_tokens),
+        is_estimated,
     )
 
 

@@ -4,8 +4,8 @@ Owns parsing: past it nobody re-checks a request; refuses to decide what a value
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from operator import le
 
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -32,7 +32,7 @@ _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-
 _SHA256 = re.compile(r"[0-9a-f]{64}").fullmatch
 _OPERATIONS = frozenset(Operation)
 _ENDINGS: frozenset[int] = frozenset(ending.value for ending in Ending)
-_COUNTS = TokenUsage._fields
+_LONGEST_TEXTS = (MAX_ACCOUNT_ID, 128, 128, 256, 256, 128)
 _KINDS = {
     ledger_pb.CREDIT_KIND_PURCHASE: CreditKind.PURCHASE,
     ledger_pb.CREDIT_KIND_PROMOTION: CreditKind.PROMOTION,
@@ -107,36 +107,35 @@ def _text_fault(event: pb.UsageEvent) -> str:
         return "price_book_version is not a SHA-256 in hex"
     if event.operation not in _OPERATIONS:
         return "operation is none of generate, embed, rerank"
-    for name, text, least, most in (
-        ("account_id", event.account_id, 1, MAX_ACCOUNT_ID),
-        ("profile", event.profile, 1, 128),
-        ("key_id", event.key_id, 0, 128),
-        ("application", event.application, 0, 256),
-        ("requested_model", event.requested_model, 0, 256),
-        ("upstream", event.upstream, 0, 128),
-    ):
-        if not least <= len(text) <= most:
-            return f"{name} must have {least}..{most} characters"
-    return ""
+    lengths = (
+        len(event.account_id),
+        len(event.profile),
+        len(event.key_id),
+        len(event.application),
+        len(event.requested_model),
+        len(event.upstream),
+    )
+    if lengths[0] and lengths[1] and all(map(le, lengths, _LONGEST_TEXTS)):
+        return ""
+    return "account_id, profile, key_id, application, requested_model or upstream: empty or too long"
 
 
 def _number_fault(event: pb.UsageEvent) -> str:
     if event.ending not in _ENDINGS:
         return "ending is not set or not known"
-    if event.attempt < 0:
-        return "attempt is negative"
-    if event.held_nano_usd < 0:
-        return "held_nano_usd is negative"
-    for name in ("started_at", "ended_at"):
-        if not event.HasField(name) or not 0 < getattr(event, name).seconds <= _MAX_TIMESTAMP_S:
-            return f"{name} is absent or out of range"
+    if event.attempt < 0 or event.held_nano_usd < 0:
+        return "attempt or held_nano_usd is negative"
+    if not 0 < event.started_at.seconds <= _MAX_TIMESTAMP_S:
+        return "started_at is absent or out of range"
+    if not 0 < event.ended_at.seconds <= _MAX_TIMESTAMP_S:
+        return "ended_at is absent or out of range"
     return ""
 
 
 def _count_fault(usage: TokenUsage) -> str:
-    for name, count in zip(_COUNTS, usage, strict=True):
+    for count in usage:
         if count is not None and not 0 <= count <= MAX_COUNT:
-            return f"{name} must be 0..{MAX_COUNT}"
+            return f"a count of tokens or search units is not 0..{MAX_COUNT}"
     return ""
 
 
@@ -171,8 +170,16 @@ def event_to_pb(event: UsageEvent) -> pb.UsageEvent:
 
 
 def _usage_from_pb(usage: tokens_pb.TokenUsage) -> TokenUsage:
-    has: Callable[[Any], bool] = usage.HasField  # the stubs want literal names
-    return TokenUsage._make([getattr(usage, name) if has(name) else None for name in _COUNTS])
+    has = usage.HasField
+    return TokenUsage(
+        usage.input_tokens if has("input_tokens") else None,
+        usage.output_tokens if has("output_tokens") else None,
+        usage.cache_read_tokens if has("cache_read_tokens") else None,
+        usage.cache_write_5m_tokens if has("cache_write_5m_tokens") else None,
+        usage.cache_write_1h_tokens if has("cache_write_1h_tokens") else None,
+        usage.reasoning_tokens if has("reasoning_tokens") else None,
+        usage.search_units if has("search_units") else None,
+    )
 
 
 def usage_to_pb(usage: TokenUsage) -> tokens_pb.TokenUsage:
@@ -325,7 +332,7 @@ def sum_to_pb(found: UsageSum) -> usage_pb.UsageSummary:
 def total_of(groups: Iterable[UsageSum]) -> UsageSum:
     """The sum over all groups."""
     rows = list(groups)
-    columns = [[row.usage[index] for row in rows] for index in range(len(_COUNTS))]
+    columns = [[row.usage[index] for row in rows] for index in range(len(NO_USAGE))]
     usage = TokenUsage._make([_sum_of_known(column) for column in columns])
     return UsageSum("", sum(row.calls for row in rows), usage, sum(row.charged_nano_usd for row in rows))
 
