@@ -24,14 +24,13 @@ from services.runtime.errors import (
 )
 from services.runtime.logging import EventLog, describe, timestamp
 from services.runtime.telemetry import (
+    CURRENT_TRACE,
     RPC_METRICS,
     TRACEPARENT,
     MethodMetrics,
     Tracing,
-    current_traceparent,
     new_traceparent,
     parse_traceparent,
-    set_traceparent,
     trace_id_of,
     traceparent_of,
 )
@@ -43,10 +42,10 @@ STREAM_DEADLINE_S = 900.0
 class _Observed:
     """What is known of a running call, from `admit` to `finish`."""
 
-    __slots__ = ("before", "span", "started", "trace_id")
+    __slots__ = ("span", "started", "trace_id")
 
-    def __init__(self, started: float, trace_id: str, span: Span | None, before: str | None) -> None:
-        self.started, self.trace_id, self.span, self.before = started, trace_id, span, before
+    def __init__(self, started: float, trace_id: str, span: Span | None) -> None:
+        self.started, self.trace_id, self.span = started, trace_id, span
 
 
 class _Row:
@@ -92,11 +91,10 @@ class ServiceGuard:
             )
 
     def _observe(self, row: _Row, call: Call) -> _Observed:
-        before = current_traceparent()
-        traceparent = before
+        traceparent = None
         for key, value in call.metadata:
             if key == TRACEPARENT:
-                traceparent = parse_traceparent(value) or before
+                traceparent = parse_traceparent(value)
                 break
         span = None
         if self._tracing.is_on:
@@ -104,8 +102,8 @@ class ServiceGuard:
             traceparent = traceparent_of(span)
         elif traceparent is None:
             traceparent = new_traceparent()
-        set_traceparent(traceparent)
-        return _Observed(time.perf_counter(), trace_id_of(traceparent), span, before)
+        CURRENT_TRACE.set(traceparent)
+        return _Observed(time.perf_counter(), trace_id_of(traceparent), span)
 
     def finish(self, method: Method, call: Call, error: BaseException | None) -> GatewayError | None:
         """Counts and logs the call; returns the failure to send, if any: never an unexpected exception's text."""
@@ -119,7 +117,8 @@ class ServiceGuard:
             call.observed = None
             duration_s = time.perf_counter() - observed.started
             row.metrics.in_flight -= 1
-            _end_span(observed, call, failure)
+            if observed.span is not None:
+                _end_span(observed.span, call, failure)
         row.metrics.observe(code, duration_s)
         self._write_line(row, call, (code, failure, duration_s, observed))
         if failure is not None and failure is not error and type(failure) is GatewayError:
@@ -179,12 +178,7 @@ def _failure_of(call: Call, error: BaseException) -> GatewayError:
     return CallCancelledError("the caller cancelled", metadata={"cancel_reason": str(call.cancel_reason)})
 
 
-def _end_span(observed: _Observed, call: Call, failure: GatewayError | None) -> None:
-    if current_traceparent() is not None:
-        set_traceparent(observed.before)
-    span = observed.span
-    if span is None:
-        return
+def _end_span(span: Span, call: Call, failure: GatewayError | None) -> None:
     span.set_attributes(
         {
             "rpc.system.name": "grpc",

@@ -4,10 +4,11 @@ Owns how an event becomes a line and when lines leave; refuses to decide what is
 """
 
 import asyncio
-import functools
+import atexit
 import logging
 import re
 import sys
+import time
 import traceback
 from collections.abc import Iterator, MutableMapping
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ import msgspec
 import structlog
 
 FLUSH_EVERY_S = 0.05
-_FLUSH_AT_LINES = 1_000
+_FLUSH_AT_EVENTS = 1_000
 _REDACTED = "[redacted]"
 
 # By name: a field that may hold a secret or what somebody wrote. Counts (`input_tokens`) and ids (`key_id`) pass.
@@ -36,24 +37,26 @@ _TEXT_IS_HARMLESS = (AttributeError, NameError, ImportError, OSError, NotImpleme
 Event = MutableMapping[str, Any]
 
 
-@functools.cache
-def _is_secret_key(key: str) -> bool:
-    return _SECRET_KEY.search(key) is not None
+_harmless_keys: set[str] = set()  # field names that were looked at; they come from code, so they are few
 
 
 def redact_fields(event: Event) -> None:
     """Hides fields whose name promises a secret, in place: the belt. The braces are that nobody logs one."""
+    if event.keys() <= _harmless_keys:
+        return
     for key in event:
-        if _is_secret_key(key):
+        if _SECRET_KEY.search(key):
             event[key] = _REDACTED
+        else:
+            _harmless_keys.add(key)
 
 
-def redact_line(line: bytes) -> bytes:
-    """Hides what looks like a secret by its shape, wherever it stands in a rendered line."""
+def redact_text(text: bytes) -> bytes:
+    """Hides what looks like a secret by its shape, wherever it stands in rendered lines."""
     for sign in _SECRET_SIGNS:
-        if sign in line:
-            return _SECRET_VALUE.sub(_REDACTED.encode(), line)
-    return line
+        if sign in text:
+            return _SECRET_VALUE.sub(_REDACTED.encode(), text)
+    return text
 
 
 def describe(error: BaseException) -> str:
@@ -90,9 +93,9 @@ class EventLog:
     ) -> None:
         self.process, self.level = process, level
         self._stream = stream
-        self._encode = msgspec.json.Encoder(enc_hook=str).encode
+        self._encoder = msgspec.json.Encoder(enc_hook=str)
         self._console = structlog.dev.ConsoleRenderer() if is_pretty else None
-        self._lines: list[bytes] = []
+        self._events: list[dict[str, Any]] = []
         self._flushing_on: asyncio.AbstractEventLoop | None = None
 
     def write(self, event: dict[str, Any], *, level: int = logging.INFO) -> None:
@@ -100,13 +103,8 @@ class EventLog:
         if level < self.level:
             return
         event["process"] = self.process
-        redact_fields(event)
-        if self._console is None:
-            line = self._encode(event)
-        else:
-            line = str(self._console(None, str(event.pop("level", "")), {"level": "info", **event})).encode()
-        self._lines.append(redact_line(line))
-        if level >= logging.WARNING or len(self._lines) >= _FLUSH_AT_LINES:
+        self._events.append(event)
+        if level >= logging.WARNING or len(self._events) >= _FLUSH_AT_EVENTS:
             self.flush()
         elif self._flushing_on is None or self._flushing_on.is_closed():
             self._flush_soon()
@@ -121,22 +119,39 @@ class EventLog:
         loop.call_later(FLUSH_EVERY_S, self.flush)
 
     def flush(self) -> None:
-        """Hands all gathered lines over."""
+        """Renders what was gathered, and hands it over."""
         self._flushing_on = None
-        if not self._lines:
+        if not self._events:
             return
-        lines, self._lines = self._lines, []
-        lines.append(b"")
+        events, self._events = self._events, []
+        for event in events:
+            redact_fields(event)
+        text = self._encoder.encode_lines(events) if self._console is None else self._pretty(events)
         try:
-            self._stream.write(b"\n".join(lines))
+            self._stream.write(redact_text(text))
             self._stream.flush()
         except (OSError, ValueError):
             return  # nobody reads the log any more: that must not end a call
 
+    def _pretty(self, events: list[dict[str, Any]]) -> bytes:
+        assert self._console is not None
+        return "".join(f"{self._console(None, '', event)}\n" for event in events).encode()
+
+
+class _Clock:
+    """Writes the time; formats each second once."""
+
+    second = -1
+    text = ""
+
 
 def timestamp() -> str:
-    """Now, UTC, in milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    """Now, UTC, in milliseconds: `2026-11-22T09:50:07.258Z`."""
+    now = time.time()
+    second = int(now)
+    if second != _Clock.second:
+        _Clock.second, _Clock.text = second, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+    return f"{_Clock.text}{int((now - second) * 1_000):03d}Z"
 
 
 def _finish_event(log: EventLog) -> Any:
@@ -194,6 +209,8 @@ def configure_logging(*, process: str, level: str, stream: BinaryIO | None = Non
     target: BinaryIO = stream if stream is not None else open(2, "wb", closefd=False)  # noqa: SIM115 - for good
     is_pretty = stream is None and sys.stderr.isatty()
     log = EventLog(target, process=process, level=_level_of(level), is_pretty=is_pretty)
+    if stream is None:
+        atexit.register(log.flush)
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, _finish_event(log)],
         wrapper_class=structlog.make_filtering_bound_logger(log.level),

@@ -6,15 +6,12 @@ Owns the order of a life (start, ready, drain, exit) and what ends it; refuses t
 import asyncio
 import signal
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, BinaryIO, NoReturn, Self
-from wsgiref.simple_server import WSGIServer
 
 import grpc
-import prometheus_client
 import structlog
 import uvloop
 
@@ -26,7 +23,7 @@ from services.runtime.guard import ServiceGuard
 from services.runtime.logging import configure_logging
 from services.runtime.server import GrpcListener, Health
 from services.runtime.settings import ProcessSettings
-from services.runtime.telemetry import Tracing
+from services.runtime.telemetry import MetricsListener, Tracing
 
 _log = structlog.get_logger()
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -93,7 +90,7 @@ class Process:
         self._channels: list[grpc.aio.Channel] = []
         self._drain_callbacks: list[Callable[[], Awaitable[None]]] = []
         self._listeners: tuple[GrpcListener | LinkListener, ...] = ()
-        self._metrics_server: tuple[WSGIServer, threading.Thread] | None = None
+        self._metrics: MetricsListener | None = None
 
     # ---- life ----
 
@@ -116,9 +113,8 @@ class Process:
         finally:
             for number in _SIGNALS:
                 asyncio.get_running_loop().remove_signal_handler(number)
-            if self._metrics_server is not None:
-                await asyncio.to_thread(self._metrics_server[0].shutdown)
-                self._metrics_server[0].server_close()
+            if self._metrics is not None:
+                self._metrics.close()
             self.tracing.close()
             _log.info("process.stopped", failed=self._has_failed or error is not None)
             self.log.flush()
@@ -177,12 +173,12 @@ class Process:
         try:
             grpc_port = await plain.start(f"{settings.host}:{settings.port}")
             link_port = await links.start(f"{settings.host}:{settings.link_port}")
-            self._metrics_server = prometheus_client.start_http_server(settings.metrics_port, settings.host)
+            self._metrics = MetricsListener(settings.host, settings.metrics_port)
         except (OSError, RuntimeError) as error:
             _log.error("process.cannot_listen", host=settings.host, port=settings.port, exc_info=error)
             await self._drain_listeners(0.0)
             raise ProcessFailedError(f"cannot listen on {settings.host}:{settings.port} and its neighbours") from error
-        self.ports = Ports(grpc_port, link_port, self._metrics_server[0].server_port)
+        self.ports = Ports(grpc_port, link_port, self._metrics.port)
         await self.health.set("startup", "liveness", is_serving=True)
         await self._set_ready(self.readiness.is_ready)
         _log.info("process.listening", grpc=self.ports.grpc, link=self.ports.link, metrics=self.ports.metrics)

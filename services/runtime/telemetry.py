@@ -12,31 +12,33 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import msgspec
 from opentelemetry import trace as otel
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, make_wsgi_app
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
 # ---- Trace context (W3C). Kept as the header's text: most processes only pass it on. ----
 
 TRACEPARENT = "traceparent"
 _FORM = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:$|-)")
-_current: ContextVar[str | None] = ContextVar("traceparent", default=None)
+CURRENT_TRACE: ContextVar[str | None] = ContextVar("traceparent", default=None)
 
 
 def current_traceparent() -> str | None:
     """The `traceparent` to send with calls made now; None outside of any trace."""
-    return _current.get()
+    return CURRENT_TRACE.get()
 
 
 def set_traceparent(traceparent: str | None) -> None:
     """Makes a trace the current one, for this task and what it starts."""
-    _current.set(traceparent)
+    CURRENT_TRACE.set(traceparent)
 
 
 def parse_traceparent(value: object) -> str | None:
@@ -87,14 +89,14 @@ class Tracing:
         if self._tracer is None:
             yield
             return
-        before = _current.get()
+        before = CURRENT_TRACE.get()
         span = self.start(name, before)
         span.set_attributes(attributes)
-        _current.set(traceparent_of(span))
+        CURRENT_TRACE.set(traceparent_of(span))
         try:
             yield
         finally:
-            _current.set(before)
+            CURRENT_TRACE.set(before)
             span.end()
 
     def close(self) -> None:
@@ -264,3 +266,29 @@ def _cumulative(counts: Sequence[int]) -> list[tuple[str, float]]:
 
 RPC_METRICS = RpcMetrics()
 REGISTRY.register(RPC_METRICS)
+
+
+class MetricsListener:
+    """`/metrics` over HTTP, in threads of its own, so that a scrape never holds up the loop."""
+
+    def __init__(self, host: str, port: int) -> None:
+        """Listens. Raises OSError when the address is taken."""
+        self._server = make_server(host, port, make_wsgi_app(), ThreadingWSGIServer, handler_class=_SilentHandler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._server.server_port
+
+    def close(self) -> None:
+        """Stops listening; blocks for a tenth of a second at most."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _SilentHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is the base class's
+        """A scrape is not worth a line."""

@@ -133,10 +133,12 @@ async def serving(data_dir: Path, behave: Behavior, **changes: Any) -> AsyncIter
     async with Process(settings_for(data_dir, **changes), CallerClass.EDGE, log_stream=log) as process:
         ports = await process.start(dummy_table(behave), resolve_caller=resolve_team)
         running = Running(process, ports, log, data_dir)
-        yield running
-        for channel in running.channels:
-            await channel.close(None)
-        await process.drain()
+        try:
+            yield running
+        finally:
+            for channel in running.channels:
+                await channel.close(None)
+            await process.drain()
 
 
 async def do_nothing(_request: Any, _call: Call) -> None:

@@ -98,7 +98,8 @@ async def test_an_unknown_method_is_unimplemented_with_a_reason(serve: Serve) ->
     async with serve(unreachable) as running, grpc.aio.insecure_channel(running.address) as raw:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await raw.unary_unary("/mws.nowhere.v1.NoService/Do", bytes, bytes)(b"", timeout=5.0)
-        assert "grpc-status-details-bin" in dict(caught.value.trailing_metadata() or ())
+        trailing: Any = caught.value.trailing_metadata()
+        assert "grpc-status-details-bin" in dict(trailing)
         nowhere = running.channel(CallerClass.EDGE).unary_unary("/mws.nowhere.v1.NoService/Do", bytes, bytes)
         with pytest.raises(UnimplementedError):
             await nowhere(b"", timeout=5.0)

@@ -151,7 +151,8 @@ async def test_a_call_that_outlasts_the_drain_is_cancelled_for_shutdown(serve: S
 
 
 async def health_of(stub: Any, service: str) -> int:
-    return (await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5.0)).status
+    answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5.0)
+    return int(answer.status)
 
 
 async def test_health_follows_the_named_conditions(serve: Serve) -> None:
