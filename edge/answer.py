@@ -51,7 +51,7 @@ class AnswerFold(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Usage with nothing left unknown: what was not reported is zero, the prompt at least the estimate when unreported."""
+    """Usage with nothing left unknown: an unreported prompt is the estimate, any other unreported count zero."""
 
     input: int
     output: int

@@ -14,7 +14,7 @@ class Ask:
 
     model: str
     generation: pb.Generation
-    dialect: pb.Dialect
+    dialect: pb.Dialect.ValueType
     include_usage: bool = False  # OpenAI: the stream ends with a usage chunk
     wants_function_call: bool = False  # OpenAI: the caller speaks the legacy `functions`
     shows_thinking: bool = True  # Anthropic: the caller asked to see reasoning blocks

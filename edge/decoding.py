@@ -114,18 +114,15 @@ _schema_shape = msgspec.json.Decoder(_SchemaShape)
 
 
 def check_object_schema(raw: Raw, path: Path) -> None:
-    """Raises unless the text is a JSON Schema that can describe an object. A missing `type` passes: it is added upstream."""
+    """Raises unless the text is a JSON Schema that can describe an object. A missing `type` is added upstream."""
     try:
         shape = decode(_schema_shape, raw)
     except BadFieldError as error:
         if error.path:
             raise error.under(path) from None
         raise bad_value(path, "Input should be a JSON Schema object with type 'object'") from None
-    if (
-        shape.type is not None
-        and shape.type != "object"
-        and not (isinstance(shape.type, list) and "object" in shape.type)
-    ):
+    kinds = [shape.type] if isinstance(shape.type, str) else shape.type
+    if kinds is not None and "object" not in kinds:
         raise bad_value((*path, "type"), "Input should be 'object'")
     for name, member in (shape.properties or {}).items():
         if bytes(member)[:1] not in b"{tf":

@@ -31,7 +31,7 @@ class ClientGoneError(Exception):
 
 
 class Exchange:
-    """One request and its answer. `status` is 0 until the head has left; 499 stands for a client that left before it."""
+    """One request and its answer. `status` is 0 until the head has left."""
 
     __slots__ = (
         "_receive",
@@ -105,13 +105,11 @@ class Exchange:
         """The head has left, so the status can no longer change."""
         return self.status != 0
 
-    async def respond(
-        self, status: int, body: bytes, headers: Headers, content_type: tuple[bytes, bytes] = JSON
-    ) -> None:
-        """A whole answer."""
+    async def respond(self, status: int, body: bytes, headers: Headers, *, kind: tuple[bytes, bytes] = JSON) -> None:
+        """A whole answer; `kind` is its content type."""
         self.status = status
         self.is_complete = True
-        head = [content_type, (b"content-length", b"%d" % len(body)), *headers]
+        head = [kind, (b"content-length", b"%d" % len(body)), *headers]
         self._add_own(head)
         await self._send({"type": "http.response.start", "status": status, "headers": head})
         await self._send({"type": "http.response.body", "body": body})

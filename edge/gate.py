@@ -1,6 +1,6 @@
 """Who is at the door: the credential of a request, and what strangers may try before anyone is asked about them.
 
-Owns the per-address limit of unauthenticated traffic and the memory of known-bad keys; refuses to decide whose key it is.
+Owns the per-address limit of unauthenticated traffic and the memory of bad keys; refuses to decide whose a key is.
 """
 
 import hashlib

@@ -1,10 +1,13 @@
 """Tool arguments as an object, when the model's text is cut short or is not an object at all.
 
-Owns closing an incomplete JSON text the way the SDKs' own partial parsers read it; refuses to re-encode what is complete.
+Owns closing an incomplete JSON text as the SDKs' own partial parsers read it; refuses to re-encode what is complete.
 """
 
 import msgspec
 
+_QUOTE, _COMMA, _COLON, _BACKSLASH, _OPEN_OBJECT = b'",:\\{'
+_CLOSER = {0x7B: 0x7D, 0x5B: 0x5D}
+_LITERAL_END = frozenset(b",]} \t\r\n")
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
@@ -26,7 +29,7 @@ def _complete(raw: bytes) -> bytes | None:
     """The text itself when it parses, else its longest prefix that can be closed, else None."""
     if _parses(raw):
         return raw
-    cut = _closable(raw)
+    cut = _Scan(raw).run()
     return cut if cut is not None and _parses(cut) else None
 
 
@@ -41,57 +44,51 @@ def _parses(raw: bytes) -> bool:
 class _Scan:
     """Walks a cut text and remembers the last place where closing the open brackets gives a whole value."""
 
-    def __init__(self) -> None:
-        self.closers: list[int] = []
-        self.keep = 0  # length of the prefix that may stay
-        self.kept_closers: list[int] = []
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+        self._closers: list[int] = []
+        self._expects_key = False
+        self._keep = 0  # length of the prefix that may stay
+        self._kept_closers: list[int] = []
 
-    def mark(self, length: int) -> None:
-        self.keep = length
-        self.kept_closers = list(self.closers)
+    def run(self) -> bytes | None:
+        at: int | None = 0
+        while at is not None and at < len(self._raw):
+            at = self._step(at)
+        return self._raw[: self._keep] + bytes(reversed(self._kept_closers)) if self._keep else None
 
-
-_CLOSER = {0x7B: 0x7D, 0x5B: 0x5D}
-_LITERAL_END = frozenset(b",]} \t\r\n")
-
-
-def _closable(raw: bytes) -> bytes | None:
-    scan = _Scan()
-    at, expects_key = 0, False
-    while at < len(raw):
-        byte = raw[at]
+    def _step(self, at: int) -> int | None:
+        byte = self._raw[at]
         if byte in _CLOSER:
-            scan.closers.append(_CLOSER[byte])
-            expects_key = byte == 0x7B
-            at += 1
-            scan.mark(at)
-        elif byte in b"}]":
-            if not scan.closers or scan.closers.pop() != byte:
-                return None
-            at += 1
-            scan.mark(at)
-        elif byte in b",: \t\r\n":
-            if byte == 0x2C:
-                expects_key = bool(scan.closers) and scan.closers[-1] == 0x7D
-            elif byte == 0x3A:
-                expects_key = False
-            at += 1
-        else:
-            end = _string_end(raw, at) if byte == 0x22 else _literal_end(raw, at)
-            if end is None:
-                break
-            at = end
-            if not expects_key:
-                scan.mark(at)
-    return raw[: scan.keep] + bytes(reversed(scan.kept_closers)) if scan.keep else None
+            self._closers.append(_CLOSER[byte])
+            self._expects_key = byte == _OPEN_OBJECT
+            return self._mark(at + 1)
+        if byte in b"}]":
+            return self._mark(at + 1) if self._closers and self._closers.pop() == byte else None
+        if byte in b",: \t\r\n":
+            self._punctuate(byte)
+            return at + 1
+        end = _string_end(self._raw, at) if byte == _QUOTE else _literal_end(self._raw, at)
+        return self._mark(end) if end is not None and not self._expects_key else end
+
+    def _punctuate(self, byte: int) -> None:
+        if byte == _COMMA:
+            self._expects_key = bool(self._closers) and self._closers[-1] == _CLOSER[_OPEN_OBJECT]
+        elif byte == _COLON:
+            self._expects_key = False
+
+    def _mark(self, length: int) -> int:
+        self._keep = length
+        self._kept_closers = list(self._closers)
+        return length
 
 
 def _string_end(raw: bytes, at: int) -> int | None:
     at += 1
     while at < len(raw):
-        if raw[at] == 0x5C:
+        if raw[at] == _BACKSLASH:
             at += 2
-        elif raw[at] == 0x22:
+        elif raw[at] == _QUOTE:
             return at + 1
         else:
             at += 1

@@ -5,7 +5,7 @@ Owns when the head leaves and when a ping does; refuses to know what frames look
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -90,6 +90,12 @@ def _admitted(event: pb.GenerationEvent) -> pb.Admitted:
     return event.admitted
 
 
+def _note_started(stream: AnswerStream, events: Iterable[pb.GenerationEvent]) -> None:
+    for event in events:
+        if event.HasField("message_started"):
+            stream.note_started(event.message_started)
+
+
 class StreamRelay:
     """One stream. The head leaves with the first frames that hold content, or when it was held long enough."""
 
@@ -113,12 +119,10 @@ class StreamRelay:
         try:
             async for response in call:
                 events = response.events
-                if self._stream is None:
-                    head = note_admitted(self._exchange, _admitted(events[0]), self._ask)
-                    self._stream = self._shape.stream(head, self._ask)
+                stream = self._stream or self._begin(events)
                 if not self._exchange.has_started:
-                    self._note_started(events)
-                frames = self._stream.feed(events)
+                    _note_started(stream, events)
+                frames = stream.feed(events)
                 if events[-1].HasField("finished"):
                     note_finished(self._exchange, events[-1].finished)
                     is_finished = True
@@ -133,11 +137,10 @@ class StreamRelay:
         if not is_finished:
             raise UpstreamBrokenError("the answer ended without its last event")
 
-    def _note_started(self, events: "list[pb.GenerationEvent]") -> None:
-        assert self._stream is not None
-        for event in events:
-            if event.HasField("message_started"):
-                self._stream.note_started(event.message_started)
+    def _begin(self, events: Sequence[pb.GenerationEvent]) -> AnswerStream:
+        head = note_admitted(self._exchange, _admitted(events[0]), self._ask)
+        self._stream = self._shape.stream(head, self._ask)
+        return self._stream
 
     async def _write(self, frames: bytes, *, is_last: bool = False) -> None:
         async with self._writing:

@@ -3,7 +3,8 @@
 Owns that translation; refuses to judge the order of blocks, which an upstream knows better.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Raw
@@ -25,8 +26,6 @@ class Blocks(Protocol):
 
     def add(self) -> pb.ContentBlock: ...
 
-    def __delitem__(self, index: int, /) -> None: ...
-
 
 def add_block(blocks: Blocks, block: msgspec.Struct, path: Path) -> None:
     """Appends the neutral form of a decoded block; empty text is dropped."""
@@ -36,7 +35,8 @@ def add_block(blocks: Blocks, block: msgspec.Struct, path: Path) -> None:
             new.text.text = block.text
             _keep(new, citations=block.citations)
     else:
-        _WRITERS[type(block)](blocks.add(), block, path)
+        writer: Writer = _WRITERS[type(block)]
+        writer(blocks.add(), block, path)
 
 
 def add_block_tolerantly(blocks: Blocks, raw: Raw, path: Path) -> None:
@@ -51,10 +51,13 @@ def add_block_tolerantly(blocks: Blocks, raw: Raw, path: Path) -> None:
     if not isinstance(value, Extended):
         add_block(blocks, value, path)
         return
-    new = _Added(blocks)
-    add_block(new, value.value, path)
-    if new.last is not None:
-        new.last.extra_json = _merge(new.last.extra_json, value.extra_json)
+    added = _Added(blocks)
+    add_block(added, value.value, path)
+    if added.last is not None:
+        added.last.extra_json = _merge(added.last.extra_json, value.extra_json)
+
+
+Writer = Callable[[pb.ContentBlock, Any, Path], None]
 
 
 class _Added:
@@ -68,9 +71,6 @@ class _Added:
         self.last = self._blocks.add()
         return self.last
 
-    def __delitem__(self, index: int, /) -> None:
-        del self._blocks[index]
-
 
 def _merge(left: str, right: str) -> str:
     return f"{left[:-1]},{right[1:]}" if left and right else left or right
@@ -79,7 +79,7 @@ def _merge(left: str, right: str) -> str:
 def _keep(block: pb.ContentBlock, **members: schema.Json) -> None:
     kept = {name: value for name, value in members.items() if value is not msgspec.UNSET and is_set(value)}
     if kept:
-        block.extra_json = object_text(kept)  # type: ignore[arg-type]  # UNSET is filtered out above
+        block.extra_json = object_text(kept)
 
 
 def _image(new: pb.ContentBlock, block: schema.ImageParam, path: Path) -> None:
@@ -171,7 +171,7 @@ def _tool_result(new: pb.ContentBlock, block: schema.ToolResultParam | schema.Lo
     _keep(new, toolset_name=block.toolset_name)
 
 
-_WRITERS = {
+_WRITERS: dict[type[msgspec.Struct], Any] = {
     schema.ImageParam: _image,
     schema.DocumentParam: _document,
     schema.ThinkingParam: _thinking,

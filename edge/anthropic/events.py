@@ -3,7 +3,8 @@
 Owns block numbering and the exact bytes; refuses to know HTTP, time, or where events come from.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 from mws.inference.v1 import generation_pb2 as pb
@@ -70,7 +71,7 @@ class MessageStream:
         self._index = -1
         self._open = ""
         self._started_usage: pb.MessageStarted | None = None
-        self._writers = {
+        self._writers: dict[str | None, Callable[[Any], bytes]] = {
             "text_delta": self._text,
             "thinking_delta": self._thinking,
             "thinking_signature": self._signature,
@@ -101,9 +102,9 @@ class MessageStream:
         frames = []
         for event in events:
             kind = event.WhichOneof("kind")
-            writer = writers.get(kind) if kind is not None else None
-            if writer is not None:
-                frames.append(writer(getattr(event, kind)))  # type: ignore[operator, arg-type]
+            writer = writers.get(kind)
+            if writer is not None and kind is not None:
+                frames.append(writer(getattr(event, kind)))
         return b"".join(frames)
 
     def _begin(self, kind: str, block: bytes) -> bytes:

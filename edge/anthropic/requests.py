@@ -3,6 +3,8 @@
 Owns the translation and its checks; refuses to know models, limits or transports.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 from msgspec import Raw
 from mws.inference.v1 import generation_pb2 as pb
@@ -71,6 +73,9 @@ def _read(
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BadFieldError((), "json", "The request body is not valid JSON") from None
     _set_options(generation, request)
+    _set_reasoning(generation, request)
+    _set_format(generation, request)
+    _forward_named(generation, request)
     _add_system(generation, request.system)
     _add_messages(generation, request)
     if request.tools:
@@ -102,12 +107,13 @@ def _set_options(generation: pb.Generation, request: Request) -> None:
         generation.top_p = request.top_p
     if request.top_k:
         generation.top_k = request.top_k
+
+
+def _set_reasoning(generation: pb.Generation, request: Request) -> None:
     if request.thinking is not None:
         _set_thinking(generation, request.thinking)
     if request.output_config is not None and request.output_config.effort is not None:
         generation.reasoning.effort = request.output_config.effort
-    _set_format(generation, request)
-    _forward_named(generation, request)
 
 
 def _set_thinking(generation: pb.Generation, thinking: schema.ThinkingConfig) -> None:
@@ -153,7 +159,8 @@ def _forward_unknown(generation: pb.Generation, body: bytes) -> None:
 def _add_system(generation: pb.Generation, system: "str | list[schema.TextParam] | list[Raw] | None") -> None:
     if not system:
         return
-    texts = [system] if isinstance(system, str) else [_system_text(block, at) for at, block in enumerate(system)]
+    blocks: Sequence[schema.TextParam | Raw] = () if isinstance(system, str) else system
+    texts = [system] if isinstance(system, str) else [_system_text(block, at) for at, block in enumerate(blocks)]
     kept = [text for text in texts if text and not text.startswith(_BILLING_LINE)]
     if kept:
         message = generation.messages.add(role=pb.ROLE_SYSTEM)
@@ -177,7 +184,8 @@ def _add_messages(generation: pb.Generation, request: Request) -> None:
         raise bad_value(("messages",), "at least one message is required")
     if len(request.messages) > _MESSAGES_MAX:
         raise bad_value(("messages",), f"at most {_MESSAGES_MAX} messages are accepted")
-    for at, item in enumerate(request.messages):
+    items: Sequence[schema.MessageParam | Raw] = request.messages
+    for at, item in enumerate(items):
         if isinstance(item, schema.MessageParam):
             _add_message(generation, item, at)
         else:

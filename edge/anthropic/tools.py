@@ -74,7 +74,8 @@ def add_tools(
     """Appends tools. A deferred one that nothing refers to is left to an upstream of the same dialect."""
     if len(tools) > _TOOLS_MAX:
         raise bad_value(("tools",), f"at most {_TOOLS_MAX} tools are accepted")
-    for at, item in enumerate(tools):
+    items: Sequence[schema.ToolParam | Raw] = tools
+    for at, item in enumerate(items):
         if isinstance(item, schema.ToolParam):
             _add_custom(generation, item, ("tools", at), referenced)
         else:

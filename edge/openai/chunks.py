@@ -3,7 +3,8 @@
 Owns the numbering of tool calls and the exact bytes; refuses to know HTTP, time, or where events come from.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 from mws.inference.v1 import generation_pb2 as pb
@@ -42,7 +43,7 @@ def _usage(counts: Counts) -> bytes:
     )
 
 
-def _finish_reason(reason: pb.FinishReason, *, is_legacy: bool) -> bytes:
+def _finish_reason(reason: pb.FinishReason.ValueType, *, is_legacy: bool) -> bytes:
     if is_legacy and reason == pb.FINISH_REASON_TOOL_CALLS:
         return b'"function_call"'
     return _FINISH_REASONS.get(reason, b'"stop"')
@@ -67,7 +68,7 @@ class ChatStream:
         ) % (head.digits.encode(), head.created_s, _encode(head.model))
         self._after = b',"logprobs":null,"finish_reason":null}]' + tail
         self._tail = tail
-        self._writers = {
+        self._writers: dict[str | None, Callable[[Any], bytes]] = {
             "text_delta": self._text,
             "thinking_delta": self._thinking,
             "tool_call_started": self._tool_started,
@@ -86,9 +87,9 @@ class ChatStream:
         frames = []
         for event in events:
             kind = event.WhichOneof("kind")
-            writer = writers.get(kind) if kind is not None else None
-            if writer is not None:
-                frames.append(writer(getattr(event, kind)))  # type: ignore[operator, arg-type]
+            writer = writers.get(kind)
+            if writer is not None and kind is not None:
+                frames.append(writer(getattr(event, kind)))
         return b"".join(frames)
 
     def _chunk(self, delta: bytes) -> bytes:

@@ -3,6 +3,8 @@
 Owns the translation of everything but turns and tools; refuses to know models, limits or transports.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 from msgspec import Raw
 from mws.inference.v1 import generation_pb2 as pb
@@ -51,6 +53,7 @@ def read_chat(body: bytes) -> Ask:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BadFieldError((), "json", "The request body is not valid JSON") from None
     _set_options(generation, request)
+    _set_extras(generation, request)
     _set_format(generation, request.response_format)
     _forward_named(generation, request)
     _add_turns(generation, request)
@@ -79,6 +82,9 @@ def _set_options(generation: pb.Generation, request: Request) -> None:
     if request.stop:
         stops = [request.stop] if isinstance(request.stop, str) else request.stop
         generation.stop_sequences.extend(stop for stop in stops if stop)
+
+
+def _set_extras(generation: pb.Generation, request: Request) -> None:
     if request.reasoning_effort is not None:
         generation.reasoning.effort = request.reasoning_effort
         if request.reasoning_effort == "none":
@@ -139,7 +145,8 @@ def _add_turns(generation: pb.Generation, request: Request) -> None:
     if len(request.messages) > _MESSAGES_MAX:
         raise bad_value(("messages",), f"at most {_MESSAGES_MAX} messages are accepted")
     turns = Turns(generation)
-    for at, item in enumerate(request.messages):
+    items: Sequence[schema.MessageParam | Raw] = request.messages
+    for at, item in enumerate(items):
         turns.add(item, at)
 
 

@@ -27,7 +27,8 @@ def add_tools(generation: pb.Generation, tools: "Sequence[schema.ToolParam] | Se
     """Appends tools; one that is not a function is left to an upstream of the same dialect."""
     if len(tools) > _TOOLS_MAX:
         raise bad_value(("tools",), f"at most {_TOOLS_MAX} tools are accepted")
-    for at, item in enumerate(tools):
+    items: Sequence[schema.ToolParam | Raw] = tools
+    for at, item in enumerate(items):
         path: Path = ("tools", at)
         tool: schema.ToolParam | schema.LooseTool = decode(_tool, item, path) if isinstance(item, Raw) else item
         if tool.type == "function":

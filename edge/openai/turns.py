@@ -3,6 +3,8 @@
 Owns that translation; refuses to judge the order of turns, which an upstream knows better.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 from msgspec import Raw
 from mws.inference.v1 import generation_pb2 as pb
@@ -81,7 +83,8 @@ class Turns:
         _add_content(message, turn.content or "", (*path, "content"))
         if turn.refusal:
             message.content.add().text.text = turn.refusal
-        for index, call in enumerate(turn.tool_calls or ()):
+        calls: Sequence[schema.ToolCallParam | Raw] = turn.tool_calls or ()
+        for index, call in enumerate(calls):
             _add_call(message, call, (*path, "tool_calls", index))
         if turn.function_call is not None:
             self._legacy_calls += 1

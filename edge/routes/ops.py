@@ -24,18 +24,18 @@ def ops_routes(
         await exchange.respond(200, _GREETING, [])
 
     async def healthz(exchange: Exchange) -> None:
-        await exchange.respond(200, b"ok\n", [], _TEXT)
+        await exchange.respond(200, b"ok\n", [], kind=_TEXT)
 
     async def readyz(exchange: Exchange) -> None:
         missing = ["draining"] if is_stopping() else readiness.missing()
         if missing:
-            await exchange.respond(503, "".join(f"not ready: {name}\n" for name in missing).encode(), [], _TEXT)
+            await exchange.respond(503, "".join(f"not ready: {name}\n" for name in missing).encode(), [], kind=_TEXT)
         else:
-            await exchange.respond(200, b"ready\n", [], _TEXT)
+            await exchange.respond(200, b"ready\n", [], kind=_TEXT)
 
     async def metrics(exchange: Exchange) -> None:
         await exchange.respond(
-            200, generate_latest(registry), [], (b"content-type", CONTENT_TYPE_LATEST.encode("latin-1"))
+            200, generate_latest(registry), [], kind=(b"content-type", CONTENT_TYPE_LATEST.encode("latin-1"))
         )
 
     handlers = {"/": greet, "/healthz": healthz, "/readyz": readyz, "/metrics": metrics}

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+
 from tests.wire.edge.running_edge import EdgeOptions, RunningEdge, run_edge
 
 StartEdge = Callable[..., Awaitable[RunningEdge]]

@@ -15,15 +15,6 @@ from typing import Any
 import anthropic
 import httpx2
 import openai
-from edge.app import HttpServer, all_routes, http_server
-from edge.clients import Admission, Inference
-from edge.documentation import documentation_app
-from edge.front import Front
-from edge.gate import Gate, GateRules
-from edge.metrics import EdgeMetrics
-from edge.pipeline import Pipeline, PipelineRules
-from edge.relay import StreamTimes
-from edge.routes.ops import ops_routes
 from mws.admission.v1 import admission_service_pb2 as admission_pb
 from mws.admission.v1.admission_service_pb2_grpc import (
     AdmissionServiceServicer,
@@ -36,6 +27,16 @@ from mws.inference.v1 import inference_service_pb2 as inference_pb
 from mws.inference.v1.catalog_service_pb2_grpc import CatalogServiceServicer, add_CatalogServiceServicer_to_server
 from mws.inference.v1.inference_service_pb2_grpc import InferenceServiceServicer, add_InferenceServiceServicer_to_server
 from prometheus_client import CollectorRegistry
+
+from edge.app import HttpServer, all_routes, http_server
+from edge.clients import Admission, Inference
+from edge.documentation import documentation_app
+from edge.front import Front
+from edge.gate import Gate, GateRules
+from edge.metrics import EdgeMetrics
+from edge.pipeline import Pipeline, PipelineRules
+from edge.relay import StreamTimes
+from edge.routes.ops import ops_routes
 from services.link.in_process import InProcessChannel
 from services.runtime.calls import Call, Caller, CallerClass, MethodTable, call_of
 from services.runtime.errors import GatewayError, InvalidCredentialError, NotFoundError
@@ -184,7 +185,9 @@ class RunningEdge:
 
     def anthropic(self, key: str = GOOD_KEY, **options: Any) -> anthropic.AsyncAnthropic:
         options.setdefault("max_retries", 0)
-        return anthropic.AsyncAnthropic(api_key=key, base_url=self.url, http_client=self._client("anthropic"), **options)
+        return anthropic.AsyncAnthropic(
+            api_key=key, base_url=self.url, http_client=self._client("anthropic"), **options
+        )
 
     def openai(self, key: str = GOOD_KEY, **options: Any) -> openai.AsyncOpenAI:
         options.setdefault("max_retries", 0)
