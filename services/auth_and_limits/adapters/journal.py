@@ -1,0 +1,188 @@
+"""Writes what memory decided to SQLite, many changes per transaction and one fsync for all of them.
+
+Owns the group commit and who waits for it; refuses to decide anything, and to know SQL.
+"""
+
+import asyncio
+import functools
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from services.auth_and_limits.adapters.journal_file import JournalFile, Recovered, rows_of
+from services.auth_and_limits.adapters.memory_state import Changes, MemoryState
+from services.auth_and_limits.holds import Hold
+from services.auth_and_limits.metrics import JOURNAL_BATCH_ROWS, JOURNAL_COMMIT_SECONDS
+from services.runtime.errors import CallAlreadyAdmittedError, StoreUnavailableError
+
+SLOW_S = 0.25  # slow counts as down
+_RETRY_S = 0.25
+_CLOSE_S = 5.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Batch:
+    """One transaction, and who waits for it; `fresh_waiters` stand in the order of `changes.fresh`."""
+
+    changes: Changes
+    fresh_waiters: list[asyncio.Future[None]]
+    waiters: list[asyncio.Future[None]]
+    started_s: float
+    is_given_up: bool = False
+
+
+class HoldJournal:
+    """Takes the changes of a MemoryState and says when they are durable. Lives on one loop; SQL runs on a thread."""
+
+    def __init__(self, path: Path, state: MemoryState, *, now_us: Callable[[], int], unix_offset_us: int) -> None:
+        self._path = path
+        self._state = state
+        self._now_us = now_us
+        self._unix_offset_us = unix_offset_us  # unix time less the monotonic one
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hold-journal")
+        self._fresh_waiters: list[asyncio.Future[None]] = []
+        self._waiters: list[asyncio.Future[None]] = []
+        self._in_flight: _Batch | None = None
+        self._is_due = False
+
+    async def open(self) -> Recovered:
+        """Opens or makes the file and reads it. Raises JournalError."""
+        self._loop = asyncio.get_running_loop()
+        self._file = await self._loop.run_in_executor(self._thread, JournalFile, self._path)
+        return await self._loop.run_in_executor(self._thread, self._file.recover)
+
+    async def close(self) -> None:
+        """Writes what is left and lets go of the file."""
+        if not self.is_stuck and (self._in_flight or self._state.changes):
+            await asyncio.wait([self.written()], timeout=_CLOSE_S)
+        await self._loop.run_in_executor(self._thread, self._file.close)
+        self._thread.shutdown(wait=False)
+
+    @property
+    def is_stuck(self) -> bool:
+        """A write is out that takes too long; until it ends nothing can be kept."""
+        return self._in_flight is not None and self._in_flight.is_given_up
+
+    def check(self) -> None:
+        """Refuses a decision that could not be kept, before it is made."""
+        if self.is_stuck:
+            raise _unavailable()
+
+    def kept(self) -> asyncio.Future[None]:
+        """Done when the hold noted last as fresh is durable. Fails with CallAlreadyAdmittedError: its id is used."""
+        waiter = self._loop.create_future()
+        self._fresh_waiters.append(waiter)
+        self._schedule()
+        return waiter
+
+    def written(self) -> asyncio.Future[None]:
+        """Done when everything noted so far is durable."""
+        self.check()
+        waiter = self._loop.create_future()
+        if self._state.changes:
+            self._waiters.append(waiter)
+            self._schedule()
+        elif self._in_flight is not None:
+            self._in_flight.waiters.append(waiter)
+        else:
+            waiter.set_result(None)
+        return waiter
+
+    async def find(self, call_ids: Sequence[str]) -> dict[str, Hold]:
+        """The holds that are on file, closed ones included."""
+        await self.written()
+        try:
+            async with asyncio.timeout(SLOW_S):
+                return await self._loop.run_in_executor(self._thread, self._file.find, call_ids)
+        except (sqlite3.Error, TimeoutError) as error:
+            raise _unavailable() from error
+
+    async def forget(self, before_id: str, keyed_before_id: str) -> None:
+        """Drops closed holds with lower ids; those with an idempotency key below their own bound."""
+        forget = functools.partial(self._file.forget, before_id, keyed_before_id)
+        try:
+            while await self._loop.run_in_executor(self._thread, forget):
+                pass
+        except sqlite3.Error as error:
+            log.warning("journal.forget_failed", extra={"error": str(error)})
+
+    def _schedule(self) -> None:
+        """Hands over at the end of this turn of the loop, so that everything decided in it shares one commit."""
+        if self._in_flight is None and not self._is_due:
+            self._is_due = True
+            self._loop.call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        self._is_due = False
+        if self._in_flight is not None:
+            return
+        batch = _Batch(self._state.take_changes(), self._fresh_waiters, self._waiters, time.perf_counter())
+        self._fresh_waiters, self._waiters = [], []
+        self._in_flight = batch
+        timer = self._loop.call_later(SLOW_S, self._give_up, batch)
+        rows = rows_of(batch.changes, self._unix_offset_us)
+        writing = self._loop.run_in_executor(self._thread, self._file.write, rows)
+        writing.add_done_callback(functools.partial(self._ended, batch, timer))
+
+    def _ended(self, batch: _Batch, timer: asyncio.TimerHandle, writing: asyncio.Future[frozenset[int]]) -> None:
+        timer.cancel()
+        self._in_flight = None
+        JOURNAL_COMMIT_SECONDS.observe(time.perf_counter() - batch.started_s)
+        JOURNAL_BATCH_ROWS.observe(len(batch.changes.fresh) + len(batch.changes.changed))
+        error = writing.exception()
+        if error is not None:
+            log.error("journal.write_failed", exc_info=error)
+            if not batch.is_given_up:
+                self._fail(batch.changes.fresh, batch.fresh_waiters + batch.waiters)
+            self._state.put_back(batch.changes)
+            self._loop.call_later(_RETRY_S, self._schedule)
+            return
+        if not batch.is_given_up:
+            self._succeed(batch, writing.result())
+        if self._state.changes or self._waiters:
+            self._schedule()
+
+    def _succeed(self, batch: _Batch, duplicates: frozenset[int]) -> None:
+        if duplicates:
+            for index in duplicates:
+                self._state.undo(batch.changes.fresh[index], self._now_us())
+                _fail_waiter(batch.fresh_waiters[index], CallAlreadyAdmittedError("the call id was used before"))
+        for waiter in batch.fresh_waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        for waiter in batch.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _give_up(self, batch: _Batch) -> None:
+        """Slow counts as down: nobody waits longer, and what may still be written is taken out again afterwards."""
+        log.error("journal.slow")
+        batch.is_given_up = True
+        changes = self._state.changes
+        self._fail(batch.changes.fresh, batch.fresh_waiters + batch.waiters)
+        self._fail(changes.fresh, self._fresh_waiters + self._waiters)
+        changes.fresh.clear()
+        changes.removed.extend(hold.call_id for hold in batch.changes.fresh)
+        self._fresh_waiters, self._waiters = [], []
+
+    def _fail(self, fresh: Sequence[Hold], waiters: Sequence[asyncio.Future[None]]) -> None:
+        for hold in fresh:
+            self._state.undo(hold, self._now_us())
+        for waiter in waiters:
+            _fail_waiter(waiter, _unavailable())
+
+
+def _fail_waiter(waiter: asyncio.Future[None], error: Exception) -> None:
+    if not waiter.done():
+        waiter.set_exception(error)
+
+
+def _unavailable() -> StoreUnavailableError:
+    return StoreUnavailableError("the hold journal cannot be written", retry_in=timedelta(seconds=1))

@@ -1,0 +1,136 @@
+"""The composition root of auth-and-limits: settings -> stores -> use cases -> servicers.
+
+Owns what is wired to what, and background work; refuses to hold logic.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from mws.admission.v1.account_service_pb2_grpc import add_AccountServiceServicer_to_server
+from mws.admission.v1.admission_service_pb2_grpc import add_AdmissionServiceServicer_to_server
+from mws.admission.v1.audit_service_pb2_grpc import add_AuditServiceServicer_to_server
+from mws.admission.v1.key_service_pb2_grpc import add_KeyServiceServicer_to_server
+
+from services.auth_and_limits.account_servicer import AccountServicer, AuditServicer
+from services.auth_and_limits.accounts import Accounts, Trail
+from services.auth_and_limits.adapters.embedded_holds import EmbeddedHolds, unix_ms
+from services.auth_and_limits.adapters.journal_file import JournalError
+from services.auth_and_limits.adapters.jwks import keys_at_url, keys_in_file
+from services.auth_and_limits.adapters.metering_outcomes import MeteringOutcomes
+from services.auth_and_limits.adapters.sql_accounts import AccountSchemaError, SqlAccounts
+from services.auth_and_limits.admission import Admission, TeamCallers
+from services.auth_and_limits.admission_servicer import AdmissionServicer
+from services.auth_and_limits.directory import Directory
+from services.auth_and_limits.identity import OidcTokens, TrustedIssuer
+from services.auth_and_limits.key_servicer import KeyServicer
+from services.auth_and_limits.keys import Keys
+from services.auth_and_limits.metrics import OPEN_HOLDS
+from services.auth_and_limits.pages import PageTokens
+from services.auth_and_limits.plans import PlanFileError, load_plans
+from services.auth_and_limits.reaper import Reaper
+from services.auth_and_limits.settings import IssuerSettings, Settings
+from services.runtime.calls import CallerClass, MethodTable
+from services.runtime.ids import new_id
+from services.runtime.process import Process, ProcessFailedError
+
+_HEALTH_S = 0.5
+_FORGET_S = 30.0
+_JOURNAL_IS_WRITTEN = "hold journal"
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The running parts that a process, or a test, needs to reach."""
+
+    holds: EmbeddedHolds
+    table: MethodTable
+    teams: TeamCallers
+
+
+@asynccontextmanager
+async def open_service(settings: Settings) -> AsyncIterator[Service]:
+    """Opens the stores and wires everything on them."""
+    plans = load_plans(settings.plans)
+    pepper = settings.key_pepper
+    folder = settings.data_dir / "auth"
+    async with AsyncExitStack() as stack:
+        store = await SqlAccounts.open(folder / "accounts.sqlite3")
+        stack.push_async_callback(store.close)
+        holds = EmbeddedHolds(folder / "holds.sqlite3", plans)
+        await holds.open()
+        stack.push_async_callback(holds.close)
+        tokens = OidcTokens([_trusted(issuer) for issuer in settings.issuers], time.monotonic, _unix_s)
+        directory = Directory(store, tokens, pepper=pepper, now_unix_ms=unix_ms)
+        trail = Trail(new_id, unix_ms)
+        accounts = Accounts(store, directory, holds, plans=plans, trail=trail)
+        keys = Keys(store, directory, holds, plans=plans, trail=trail)
+        table = _method_table(Admission(directory, holds), accounts, keys, PageTokens(pepper))
+        yield Service(holds, table, TeamCallers(directory))
+
+
+async def run(settings: Settings) -> None:
+    """Serves auth-and-limits until the process is asked to end."""
+    async with Process(settings, CallerClass.AUTH) as process:
+        try:
+            async with open_service(settings) as service:
+                await _serve(process, settings, service)
+        except (AccountSchemaError, JournalError, PlanFileError, OSError) as error:
+            _log.error("process.cannot_start", why=str(error))
+            raise ProcessFailedError(str(error)) from error
+
+
+async def _serve(process: Process, settings: Settings, service: Service) -> None:
+    outcomes = MeteringOutcomes(process.connect("metering", settings.metering_endpoints))
+    background = [
+        process.spawn(Reaper(service.holds, outcomes).run(), name="reaper"),
+        process.spawn(_watch(process, service.holds), name="health"),
+        process.spawn(_forget(service.holds), name="forget"),
+    ]
+    try:
+        await process.serve(service.table, resolve_caller=service.teams.resolve)
+    finally:
+        for task in background:  # they use the stores, which are closed next
+            task.cancel()
+        await asyncio.wait(background)
+
+
+async def _watch(process: Process, holds: EmbeddedHolds) -> None:
+    """Keeps the gauge and the readiness true."""
+    while True:
+        OPEN_HOLDS.set(holds.state.open_holds)
+        process.readiness.set(_JOURNAL_IS_WRITTEN, holds.is_healthy)
+        await asyncio.sleep(_HEALTH_S)
+
+
+async def _forget(holds: EmbeddedHolds) -> None:
+    """Drops what nobody may ask for any more, now and then."""
+    while True:
+        await asyncio.sleep(_FORGET_S)
+        await holds.forget_old()
+
+
+def _method_table(admission: Admission, accounts: Accounts, keys: Keys, tokens: PageTokens) -> MethodTable:
+    table = MethodTable()
+    registry: Any = table  # stands where generated code expects a server
+    add_AdmissionServiceServicer_to_server(AdmissionServicer(admission, unix_ms), registry)
+    add_AccountServiceServicer_to_server(AccountServicer(accounts, tokens), registry)
+    add_KeyServiceServicer_to_server(KeyServicer(keys, tokens, os.urandom), registry)
+    add_AuditServiceServicer_to_server(AuditServicer(accounts, tokens), registry)
+    return table
+
+
+def _trusted(issuer: IssuerSettings) -> TrustedIssuer:
+    source = keys_in_file(issuer.jwks_file) if issuer.jwks_file else keys_at_url(issuer.jwks_url)
+    return TrustedIssuer(issuer.issuer, issuer.audience, source)
+
+
+def _unix_s() -> int:
+    return int(time.time())

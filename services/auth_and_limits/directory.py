@@ -1,0 +1,124 @@
+"""Who a credential stands for, from memory: accounts, keys and teams as they are now.
+
+Owns the cache and what may enter it; refuses to store, and to say no when it could not look.
+
+A digest means one key for ever, so it is kept; what may change (revoked, throttle, plan, …) lives in the account's and
+the key's record, which every change replaces here as soon as it is written.
+"""
+
+from collections.abc import Callable
+
+from services.auth_and_limits import api_keys
+from services.auth_and_limits.ports import AccountStore, TokenVerifier
+from services.auth_and_limits.records import Account, Key, Payer, Team
+from services.runtime.errors import InvalidCredentialError
+
+UNKNOWN_KEPT_MS = 5_000
+UNKNOWN_KEPT_AT_MOST = 10_000
+_MINUTE_MS = 60_000
+
+
+class Directory:
+    """Accounts and keys that were used once. One process; every change passes through `put_*` or `drop_team`."""
+
+    def __init__(
+        self, store: AccountStore, tokens: TokenVerifier, *, pepper: bytes, now_unix_ms: Callable[[], int]
+    ) -> None:
+        self._store = store
+        self._tokens = tokens
+        self._pepper = pepper
+        self._now_unix_ms = now_unix_ms
+        self._accounts: dict[str, Account] = {}
+        self._keys: dict[str, Key] = {}
+        self._key_ids: dict[bytes, str] = {}  # by the digest that the edge sends
+        self._teams: dict[tuple[str, str], Team] = {}
+        self._unknown: dict[bytes, int] = {}  # digests that no key had, until when that is believed
+        self._last_used_ms: dict[str, int] = {}
+
+    async def payer_by_key(self, key_digest: bytes) -> Payer:
+        """The account and the key behind a digest. Raises InvalidCredentialError."""
+        key_id = self._key_ids.get(key_digest)
+        if key_id is None:
+            key_id = await self._look_up(key_digest)
+        return self._usable(self._keys[key_id])
+
+    async def payer_by_token(self, token: str) -> Payer:
+        """The account that the bearer of an OIDC access token acts for. Raises InvalidCredentialError."""
+        team = await self.team_by_token(token)
+        return await self.payer_by_account(team.account_id)
+
+    async def payer_by_account(self, account_id: str) -> Payer:
+        """The account itself, for a caller that is authenticated already. Raises InvalidCredentialError."""
+        account = self._accounts.get(account_id)
+        if account is None:
+            account = await self._store.account(account_id)
+            if account is None:
+                raise _invalid()
+            account = self._accounts.setdefault(account_id, account)
+        if account.suspended:
+            raise _invalid()
+        return Payer(account)
+
+    async def team_by_token(self, token: str) -> Team:
+        """The team behind an OIDC access token. Raises InvalidCredentialError."""
+        issuer, subject = await self._tokens.verify(token)
+        team = self._teams.get((issuer, subject))
+        if team is None:
+            team = await self._store.team_by_subject(issuer, subject)
+            if team is None:
+                raise _invalid()
+            self._teams[issuer, subject] = team
+        return team
+
+    def digest_to_store(self, api_key: str) -> bytes:
+        """The form in which a key is stored."""
+        return api_keys.stored_digest(self._pepper, api_keys.digest(api_key))
+
+    def put_account(self, account: Account) -> None:
+        """An account was written."""
+        self._accounts[account.account_id] = account
+
+    def put_key(self, key: Key) -> None:
+        """A key was written; a new one works at once, whoever tried it before."""
+        self._unknown.clear()
+        self._keys[key.key_id] = key
+
+    def drop_team(self, team: Team) -> None:
+        """A team was deleted."""
+        self._teams.pop((team.issuer, team.subject), None)
+
+    def last_used_ms(self, key_id: str) -> int | None:
+        """When the key was last used, to the minute; None: not since this process started."""
+        return self._last_used_ms.get(key_id)
+
+    async def _look_up(self, key_digest: bytes) -> str:
+        now_ms = self._now_unix_ms()
+        if self._unknown.get(key_digest, 0) > now_ms:
+            raise _invalid()
+        found = await self._store.key_by_digest(api_keys.stored_digest(self._pepper, key_digest))
+        if found is None:
+            while len(self._unknown) >= UNKNOWN_KEPT_AT_MOST:
+                del self._unknown[next(iter(self._unknown))]
+            self._unknown[key_digest] = now_ms + UNKNOWN_KEPT_MS
+            raise _invalid()
+        account, key = found
+        # What is here already is as new as the store, or newer.
+        self._accounts.setdefault(account.account_id, account)
+        self._keys.setdefault(key.key_id, key)
+        self._key_ids[key_digest] = key.key_id
+        return key.key_id
+
+    def _usable(self, key: Key) -> Payer:
+        account = self._accounts[key.account_id]
+        now_ms = self._now_unix_ms()
+        if key.revoked_at_ms is not None or account.suspended:
+            raise _invalid()
+        if key.expires_at_ms is not None and key.expires_at_ms <= now_ms:
+            raise _invalid()
+        self._last_used_ms[key.key_id] = now_ms - now_ms % _MINUTE_MS
+        return Payer(account, key)
+
+
+def _invalid() -> InvalidCredentialError:
+    """Unknown, revoked, expired, suspended: they look alike on purpose."""
+    return InvalidCredentialError("the credential is not valid")

@@ -1,0 +1,131 @@
+"""What this service needs of the world.
+
+Owns the promises, in docstrings; holds no code. All may raise StoreUnavailableError: down, or slow.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+from services.auth_and_limits.holds import Hold
+from services.auth_and_limits.limits import LimitsView
+from services.auth_and_limits.records import (
+    Account,
+    Ask,
+    AuditEvent,
+    Balance,
+    Finished,
+    Key,
+    Outcome,
+    OutOfCredit,
+    Payer,
+    Team,
+    Verdict,
+)
+from services.auth_and_limits.tiers import Ceilings
+
+T = TypeVar("T")
+Edit = Callable[[T], tuple[T, AuditEvent | None]]
+"""What becomes of a record, and the event for it; no event means that nothing changes. Runs inside the transaction."""
+
+
+class HoldStore(Protocol):
+    """Buckets, holds and hot balances. A method is one atomic step, durable when it returns; a failure took nothing."""
+
+    async def admit(self, ask: Ask, payer: Payer) -> Verdict:
+        """Takes all that is asked for, or nothing. Idempotent by (call id, run id) while the hold lives.
+
+        Raises CallAlreadyAdmittedError for another run of the call id, for ever; IdempotencyKeyReusedError.
+        """
+
+    async def extend(self, call_id: str, run_id: str, amount_nano_usd: int) -> Hold | OutOfCredit:
+        """Raises the amount of an OPEN hold to an absolute one. Raises HoldNotOpenError."""
+
+    async def renew(self, runner: str, holds: Sequence[Hold]) -> Sequence[str]:
+        """Gives each hold a whole lease from now, recreates lost ones. Returns ids that are closed or another run's."""
+
+    async def finish(self, finished: Sequence[Finished]) -> None:
+        """Frees slots, corrects tokens, shrinks amounts. Unknown, closed and foreign holds are passed over."""
+
+    async def void(self, call_id: str, run_id: str) -> None:
+        """Releases an OPEN hold as if it had never been. Raises HoldNotOpenError: finished, posted, another run's."""
+
+    def limits(self, payer: Payer) -> LimitsView:
+        """What may be done now. Takes nothing."""
+
+    def ceilings(self, account: Account) -> Ceilings:
+        """The ceilings in force now."""
+
+    def lifetime_paid_nano_usd(self, account_id: str) -> int:
+        """Purchases of the account, as far as metering has told."""
+
+    async def change_balances(self, balances: Sequence[Balance]) -> None:
+        """Takes over each balance that is newer than the known one; closes the holds of all of them."""
+
+    async def closed(self, call_id: str, account_id: str | None) -> Hold:
+        """Waits until a hold is closed. Raises NotFoundError: unknown, or not of `account_id` where one is given."""
+
+    def expired(self, at_most: int) -> Sequence[str]:
+        """Calls whose lease has run out."""
+
+    def lease_until_unix_us(self, hold: Hold) -> int:
+        """A hold's lease by the wall clock."""
+
+    async def settle(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Ends holds whose lease is still run out: releases void ones, closes posted ones once their balance came."""
+
+
+class AccountStore(Protocol):
+    """Accounts, keys, teams, audit log. A change and its audit event are written together, durably."""
+
+    async def key_by_digest(self, stored_digest: bytes) -> tuple[Account, Key] | None:
+        """The key with that digest, whatever its state. Answers within 250 ms."""
+
+    async def account(self, account_id: str) -> Account | None:
+        """The account. Answers within 250 ms."""
+
+    async def team_by_subject(self, issuer: str, subject: str) -> Team | None:
+        """The team. Answers within 250 ms."""
+
+    async def create_account(self, account: Account, request_id: str, content: bytes, event: AuditEvent) -> Account:
+        """Creates it, or returns the one that the request id made. Raises AlreadyExistsError for another content."""
+
+    async def accounts(self, name: str, after_id: str, at_most: int) -> Sequence[Account]:
+        """Accounts by rising id, after one; only those of that name if it is not empty."""
+
+    async def edit_account(self, account_id: str, edit: Edit[Account]) -> Account:
+        """Replaces an account by what `edit` makes of it, in one transaction. Raises NotFoundError."""
+
+    async def create_key(self, key: Key, stored_digest: bytes, event: AuditEvent) -> None:
+        """Creates a key."""
+
+    async def keys(self, account_id: str, after_id: str, at_most: int) -> Sequence[Key]:
+        """Keys of an account by rising id, after one."""
+
+    async def edit_key(self, key_id: str, edit: Edit[Key]) -> Key:
+        """Replaces a key by what `edit` makes of it, in one transaction. Raises NotFoundError."""
+
+    async def create_team(self, team: Team, event: AuditEvent) -> Team:
+        """Creates it, or returns the one that exists. Raises AlreadyExistsError: it acts for another account."""
+
+    async def teams(self, account_id: str, after_id: str, at_most: int) -> Sequence[Team]:
+        """Teams of an account by rising id, after one."""
+
+    async def delete_team(self, team_id: str, event: AuditEvent) -> Team | None:
+        """Deletes it, filling in the event's account. None: deleted before. Raises NotFoundError: never there."""
+
+    async def audit_events(self, account_id: str, before_id: str, at_most: int) -> Sequence[AuditEvent]:
+        """Events by falling id, before one if it is not empty; only those of the account if it is not empty."""
+
+
+class OutcomeSource(Protocol):
+    """Metering, asked how calls ended."""
+
+    async def resolve(self, call_ids: Sequence[str]) -> Mapping[str, Outcome]:
+        """The outcomes that are certain. At most 1,000 ids. Raises GatewayError when it cannot tell."""
+
+
+class TokenVerifier(Protocol):
+    """Access tokens of teams."""
+
+    async def verify(self, token: str) -> tuple[str, str]:
+        """(issuer, subject) of a valid token. Raises InvalidCredentialError; StoreUnavailableError without keys."""

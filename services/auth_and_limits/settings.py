@@ -1,0 +1,59 @@
+"""The settings of the auth-and-limits process.
+
+Owns what only this service needs; the rest is every process's. Read once, at start.
+"""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from services.auth_and_limits.plans import PACKAGED_PLANS
+from services.runtime.settings import Endpoints, ProcessSettings
+
+
+class IssuerSettings(BaseModel):
+    """An OIDC issuer whose tokens teams may use."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    issuer: str = Field(min_length=1)
+    """The tokens' `iss`, compared to the letter."""
+
+    audience: str = Field(min_length=1)
+    """What must be among the tokens' `aud`."""
+
+    jwks_url: str = ""
+    """Where the issuer publishes its keys."""
+
+    jwks_file: Path | None = None
+    """A file with its keys, instead of `jwks_url`."""
+
+    @model_validator(mode="after")
+    def _names_one_source(self) -> "IssuerSettings":
+        if bool(self.jwks_url) == bool(self.jwks_file):
+            raise ValueError("either jwks_url or jwks_file must be set")
+        return self
+
+
+class Settings(ProcessSettings):
+    """`MWS_AUTH_*`."""
+
+    model_config = SettingsConfigDict(env_prefix="MWS_AUTH_")
+
+    metering_endpoints: Endpoints
+    """Where metering answers: it is asked how calls ended whose runner is gone."""
+
+    plans: Path = PACKAGED_PLANS
+    """The plan file; the packaged one unless set."""
+
+    key_pepper_file: Path | None = None
+    """File with the secret under which API keys are digested; `key_pepper` below `secrets_dir` unless set."""
+
+    issuers: tuple[IssuerSettings, ...] = ()
+    """OIDC issuers of teams, as a JSON list."""
+
+    @property
+    def key_pepper(self) -> bytes:
+        """The secret itself. Raises OSError."""
+        return (self.key_pepper_file or self.secrets_dir / "key_pepper").read_text().strip().encode()
