@@ -4,7 +4,7 @@ Owns the promises; holds no code. Events are the contract's own messages: transl
 """
 
 import enum
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
@@ -15,6 +15,7 @@ from mws.inference.v1.generation_pb2 import GenerationEvent
 from services.routing_and_inference.catalog import Profile, UpstreamTarget
 
 __all__ = [
+    "Dialects",
     "EmbeddingRequest",
     "EmbeddingResult",
     "EmbeddingUpstream",
@@ -164,3 +165,12 @@ class RerankUpstream(Protocol):
 
     async def rerank(self, request: RerankRequest) -> RerankResult:
         """Calls the upstream once. Raises UpstreamFailure; cancelling it cancels the HTTP call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialects:
+    """The upstream adapters of this process, by the dialect that the catalogue names."""
+
+    generation: Mapping[str, Upstream]
+    embedding: Mapping[str, EmbeddingUpstream]
+    rerank: Mapping[str, RerankUpstream]

@@ -4,7 +4,7 @@ Owns their rules and their bookkeeping; refuses to speak any upstream's dialect.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,10 +21,9 @@ from services.routing_and_inference.catalog import Catalogue, Kind, Profile, Ups
 from services.routing_and_inference.fleet import Fleet
 from services.routing_and_inference.generation import profile_for
 from services.routing_and_inference.ports import (
+    Dialects,
     EmbeddingRequest,
-    EmbeddingUpstream,
     RerankRequest,
-    RerankUpstream,
 )
 from services.routing_and_inference.settlement import (
     COMPLETE,
@@ -59,13 +58,13 @@ class UnaryCalls:
     def __init__(
         self,
         catalogue: Catalogue,
-        upstreams: tuple[Mapping[str, EmbeddingUpstream], Mapping[str, RerankUpstream]],
+        dialects: Dialects,
         fleet: Fleet,
         admissions: Admissions,
         settlement: Settlement,
     ) -> None:
         self._catalogue = catalogue
-        self._embedding_upstreams, self._rerank_upstreams = upstreams
+        self._dialects = dialects
         self._fleet = fleet
         self._admissions = admissions
         self._settlement = settlement
@@ -82,7 +81,7 @@ class UnaryCalls:
         opened = await self._open(request, call, (OPERATION_EMBED, profile, bound))
 
         async def attempt(target: UpstreamTarget, number: int) -> tuple[pb.EmbedResponse, TokenUsage | None]:
-            result = await self._embedding_upstreams[target.dialect].embed(
+            result = await self._dialects.embedding[target.dialect].embed(
                 EmbeddingRequest(
                     call_id=request.call_id,
                     attempt=number,
@@ -119,7 +118,7 @@ class UnaryCalls:
         most = len(request.documents)
 
         async def attempt(target: UpstreamTarget, number: int) -> tuple[pb.RerankResponse, TokenUsage | None]:
-            result = await self._rerank_upstreams[target.dialect].rerank(
+            result = await self._dialects.rerank[target.dialect].rerank(
                 RerankRequest(
                     call_id=request.call_id,
                     attempt=number,

@@ -1,0 +1,223 @@
+"""The composition root of inference: settings -> catalogue, adapters -> use cases -> servicers.
+
+Owns what is wired to what, and background work; refuses to hold logic.
+"""
+
+import asyncio
+import hashlib
+import random
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import structlog
+from mws.admission.v1 import admission_service_pb2 as admission_pb
+from mws.admission.v1.admission_service_pb2_grpc import AdmissionServiceStub
+from mws.common.v1.credential_pb2 import Credential
+from mws.inference.v1.catalog_service_pb2_grpc import add_CatalogServiceServicer_to_server
+from mws.inference.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
+from mws.inference.v1.routing_service_pb2_grpc import add_RoutingServiceServicer_to_server
+from mws.metering.v1.metering_service_pb2_grpc import MeteringServiceStub
+
+from services.routing_and_inference import catalog_file
+from services.routing_and_inference.adapters.finisher import Finisher
+from services.routing_and_inference.adapters.leases import Leases
+from services.routing_and_inference.adapters.prices import PriceRegistration
+from services.routing_and_inference.adapters.recorder import UsageRecorder
+from services.routing_and_inference.adapters.spool import Spool, SpoolFullError
+from services.routing_and_inference.admission import Admissions
+from services.routing_and_inference.catalog import Catalogue, UpstreamTarget
+from services.routing_and_inference.dialects import open_dialects
+from services.routing_and_inference.fleet import Fleet
+from services.routing_and_inference.generation import Generator
+from services.routing_and_inference.ports import Dialects
+from services.routing_and_inference.price_book import price_book_of
+from services.routing_and_inference.servicer import CatalogServicer, InferenceServicer, RoutingServicer
+from services.routing_and_inference.settings import Settings, secret_of
+from services.routing_and_inference.settlement import Settlement
+from services.routing_and_inference.unary_calls import UnaryCalls
+from services.runtime.calls import Caller, CallerClass, MethodTable
+from services.runtime.errors import GatewayError
+from services.runtime.process import Process, ProcessFailedError
+
+if TYPE_CHECKING:  # these names exist in the stub files alone
+    from mws.admission.v1.admission_service_pb2_grpc import AdmissionServiceAsyncStub
+    from mws.metering.v1.metering_service_pb2_grpc import MeteringServiceAsyncStub
+
+log = structlog.get_logger()
+
+_API_KEY_PREFIX = "mws_live_"
+_IDENTIFY_TIMEOUT_S = 2.0
+_FLUSH_FINISHES_S = 3.0
+_ASK_EVERY_S = 1.0
+
+_AUTH_ANSWERS = "auth-and-limits answers"
+_PRICES_KNOWN = "metering knows the prices"
+_USAGE_RECORDABLE = "usage can be recorded"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Everything that runs, wired."""
+
+    table: MethodTable
+    recorder: UsageRecorder
+    finisher: Finisher
+    leases: Leases
+    prices: PriceRegistration
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What the service talks to."""
+
+    admission: "AdmissionServiceAsyncStub"
+    metering: "MeteringServiceAsyncStub"
+    spool: Spool
+    dialects: Dialects
+
+
+def wall_us() -> int:
+    """Unix time in microseconds."""
+    return time.time_ns() // 1_000
+
+
+async def run(settings: Settings) -> None:
+    """Serves inference until the process is asked to end."""
+    async with Process(settings, CallerClass.INFERENCE) as process:
+        catalogue = _load_catalogue(settings)
+        with _opened_spool(settings) as spool:
+            async with open_dialects(catalogue, is_instant=settings.simulated_pace == "instant") as dialects:
+                outside = Outside(
+                    AdmissionServiceStub(process.connect("auth", settings.auth_endpoints)),
+                    MeteringServiceStub(process.connect("metering", settings.metering_endpoints)),
+                    spool,
+                    dialects,
+                )
+                await _serve(process, wire(catalogue, outside, runner=f"{settings.name}/{uuid.uuid4()}"), outside)
+
+
+def wire(catalogue: Catalogue, outside: Outside, *, runner: str) -> Service:
+    """Builds everything that serves. `runner` names this run of this process."""
+    book = price_book_of(catalogue.profiles)
+    leases = Leases(outside.admission, runner)
+    finisher = Finisher(outside.admission)
+    prices = PriceRegistration(outside.metering, book)
+    recorder = UsageRecorder(outside.metering, outside.spool, leases, prices)
+    admissions = Admissions(
+        outside.admission, leases, finisher, runner=runner, price_book_version=book.version, wall_us=wall_us
+    )
+    settlement = Settlement(recorder, leases, finisher, wall_us=wall_us)
+    fleet = Fleet(catalogue.profiles, now_s=time.monotonic, wall_us=wall_us, random=random.random)
+    generator = Generator(catalogue, outside.dialects.generation, fleet, admissions, settlement)
+    unary_calls = UnaryCalls(catalogue, outside.dialects, fleet, admissions, settlement)
+    table = MethodTable()
+    registry: Any = table  # stands where generated code expects a server
+    add_InferenceServiceServicer_to_server(InferenceServicer(catalogue, generator, unary_calls), registry)
+    add_CatalogServiceServicer_to_server(CatalogServicer(catalogue, book.version), registry)
+    add_RoutingServiceServicer_to_server(RoutingServicer(fleet), registry)
+    return Service(table, recorder, finisher, leases, prices)
+
+
+async def _serve(process: Process, service: Service, outside: Outside) -> None:
+    readiness = process.readiness
+    for condition in (_AUTH_ANSWERS, _PRICES_KNOWN):
+        readiness.set(condition, False)
+
+    service.recorder.on_change = lambda: readiness.set(_USAGE_RECORDABLE, service.recorder.can_record())
+    background = [
+        process.spawn(service.recorder.run(), name="recorder"),
+        process.spawn(service.recorder.resend(), name="spool"),
+        process.spawn(service.recorder.adopt(), name="spool adoption"),
+        process.spawn(service.finisher.run(), name="finisher"),
+        process.spawn(service.leases.run(), name="leases"),
+        process.spawn(_await_peers(process, service, outside), name="peers"),
+    ]
+    try:
+        await process.serve(service.table, resolve_caller=TeamCallers(outside.admission).resolve)
+        await _flush(service, process.settings.drain_s)
+    finally:
+        for task in background:  # they use the spool and the upstreams, which are closed next
+            task.cancel()
+        await asyncio.wait(background)
+
+
+async def _await_peers(process: Process, service: Service, outside: Outside) -> None:
+    """Ready means: somebody admits, and metering knows what a call costs. In whatever order they start."""
+    await service.prices.register()
+    process.readiness.set(_PRICES_KNOWN, True)
+    while not await _auth_answers(outside):
+        await asyncio.sleep(_ASK_EVERY_S)
+    process.readiness.set(_AUTH_ANSWERS, True)
+
+
+async def _auth_answers(outside: Outside) -> bool:
+    try:
+        await outside.admission.Renew(admission_pb.RenewRequest(runner="readiness"), timeout=_IDENTIFY_TIMEOUT_S)
+    except GatewayError as error:
+        return error.code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    return True
+
+
+async def _flush(service: Service, timeout_s: float) -> None:
+    """Gets everything acknowledged before the process ends. What stays in the spool is on disk, for the next one."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await service.recorder.flush()
+    except TimeoutError:
+        log.warning("spool.left_behind", events=service.recorder.unsent)
+    if not await service.finisher.flush(_FLUSH_FINISHES_S):
+        log.warning("holds.left_behind")
+
+
+class TeamCallers:
+    """Says whose credential a team's is, by asking auth-and-limits."""
+
+    def __init__(self, admission: "AdmissionServiceAsyncStub") -> None:
+        self._admission = admission
+
+    async def resolve(self, token: str) -> Caller:
+        """The team behind an API key or an OIDC token. Raises InvalidCredentialError."""
+        credential = Credential()
+        if token.startswith(_API_KEY_PREFIX):
+            credential.api_key_sha256 = hashlib.sha256(token.encode()).digest()
+        else:
+            credential.access_token = token
+        request = admission_pb.GetLimitsRequest(credential=credential)
+        known = await self._admission.GetLimits(request, timeout=_IDENTIFY_TIMEOUT_S)
+        return Caller(CallerClass.TEAM, known.key_id or known.account_id, known.account_id)
+
+
+def _load_catalogue(settings: Settings) -> Catalogue:
+    try:
+        catalogue = catalog_file.load(settings.catalogue, secret_of)
+    except catalog_file.CatalogError as error:
+        raise ProcessFailedError(str(error)) from error
+    if settings.upstream_dialect is None:
+        return catalogue
+    return catalogue.served_by(
+        UpstreamTarget(
+            name="upstream",
+            dialect=settings.upstream_dialect,
+            base_url=(settings.upstream_url or "").rstrip("/"),
+            model=settings.upstream_model,
+            api_key=settings.upstream_api_key.get_secret_value(),
+        )
+    )
+
+
+@contextmanager
+def _opened_spool(settings: Settings) -> Iterator[Spool]:
+    try:
+        spool = Spool.open(settings.data_dir / "spool", settings.name, max_bytes=settings.spool_max_bytes)
+    except (OSError, SpoolFullError) as error:
+        log.error("spool.cannot_open", cause=type(error).__name__)  # noqa: TRY400 - the cause says it
+        raise ProcessFailedError("the spool cannot be opened") from error
+    try:
+        yield spool
+    finally:
+        spool.close()
