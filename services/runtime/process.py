@@ -185,11 +185,12 @@ class Process:
         return self.ports
 
     async def drain(self) -> None:
-        """Not ready any more; no new calls; the running ones get `drain_s` to end."""
+        """Not ready any more; no new calls; the running ones get `drain_s` to end; then what `at_drain` was given runs."""
         self._stop.set()
         await self._set_ready(False)
         _log.info("process.draining", drain_s=self.settings.drain_s)
         await self._drain_listeners(self.settings.drain_s)
+        await self._run_drain_callbacks()
 
     # ---- inside ----
 

@@ -53,7 +53,9 @@ class ProcessSettings(BaseSettings):
     A service subclasses it with its own prefix; a missing or malformed value ends the start with the field's name.
     """
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True, hide_input_in_errors=True
+    )
 
     name: str = Field(min_length=1, max_length=64)
     """Name of this process among its siblings, such as `auth-0`; stands in log lines and traces."""

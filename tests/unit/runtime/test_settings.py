@@ -76,6 +76,13 @@ def test_a_bad_value_ends_the_start_with_its_name(monkeypatch: pytest.MonkeyPatc
         read()
 
 
+def test_a_refusal_does_not_print_the_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MWS_PROBE_DRAIN_S", "mws_live_pasted_into_the_wrong_field")
+    with pytest.raises(ValidationError) as refused:
+        read()
+    assert "mws_live" not in str(refused.value)
+
+
 def test_a_missing_value_ends_the_start_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MWS_PROBE_DATA_DIR")
     with pytest.raises(ValidationError, match="data_dir"):
