@@ -185,7 +185,7 @@ class Process:
         return self.ports
 
     async def drain(self) -> None:
-        """Not ready any more; no new calls; the running ones get `drain_s` to end; then what `at_drain` was given runs."""
+        """Not ready any more; no new calls; the running ones get `drain_s` to end; then the `at_drain` callbacks."""
         self._stop.set()
         await self._set_ready(False)
         _log.info("process.draining", drain_s=self.settings.drain_s)
