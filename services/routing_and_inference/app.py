@@ -69,6 +69,7 @@ class Service:
     finisher: Finisher
     leases: Leases
     prices: PriceRegistration
+    fleet: Fleet
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def wire(catalogue: Catalogue, outside: Outside, *, runner: str) -> Service:
     add_InferenceServiceServicer_to_server(InferenceServicer(catalogue, generator, unary_calls), registry)
     add_CatalogServiceServicer_to_server(CatalogServicer(catalogue, book.version), registry)
     add_RoutingServiceServicer_to_server(RoutingServicer(fleet), registry)
-    return Service(table, recorder, finisher, leases, prices)
+    return Service(table, recorder, finisher, leases, prices, fleet)
 
 
 async def _serve(process: Process, service: Service, outside: Outside) -> None:
