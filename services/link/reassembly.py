@@ -97,9 +97,8 @@ class Receiver:
     def consumed(self, size_bytes: int) -> None:
         """A message of this size was used: its window goes back to the sender, in good time and not for each."""
         self._unconsumed -= 1
-        if size_bytes > self.initial_bytes >> 1:
-            self._reserved_bytes -= size_bytes
-            self._budget.release(size_bytes)
+        if self._reserved_bytes:  # this one was let through: see _is_let_through
+            self._release()
         else:
             self._owed_bytes += size_bytes + MESSAGE_OVERHEAD_BYTES
             if self._owed_bytes >= self.initial_bytes >> 2:
@@ -112,7 +111,7 @@ class Receiver:
     def let_through(self) -> None:
         """The budget has room for the message that has begun."""
         self._waits = False
-        self._reserved_bytes += self.expected_bytes
+        self._reserved_bytes = self.expected_bytes
         cost = self.expected_bytes + MESSAGE_OVERHEAD_BYTES
         self.window_bytes += cost
         self._widen(cost)
@@ -124,8 +123,11 @@ class Receiver:
             self._waits = False
             self._budget.forget(self)
         if self._reserved_bytes:
-            released, self._reserved_bytes = self._reserved_bytes, 0
-            self._budget.release(released)
+            self._release()
+
+    def _release(self) -> None:
+        released, self._reserved_bytes = self._reserved_bytes, 0
+        self._budget.release(released)
 
     def _charge(self, cost: int) -> None:
         self.window_bytes -= cost
@@ -154,7 +156,7 @@ class Receiver:
                 raise
 
     def _is_let_through(self) -> bool:
-        # Nothing else is unconsumed when this is asked, so a reservation can only be for the message that has begun.
+        # Only the first message that is not consumed is ever let through, so there is at most one reservation.
         return self._reserved_bytes > 0
 
     def _continue(self, payload: bytes, more: bool) -> bytes | None:
@@ -167,4 +169,7 @@ class Receiver:
         message = b"".join(self._parts)
         self._parts = []
         self._unconsumed += 1
+        if self._waits:  # it came whole within the window
+            self._waits = False
+            self._budget.forget(self)
         return message

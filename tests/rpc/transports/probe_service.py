@@ -25,7 +25,7 @@ from services.runtime.guard import ServiceGuard
 from services.runtime.logging import EventLog
 from services.runtime.server import GrpcListener, Health
 
-TOKEN = "a-service-token"  # noqa: S105 - of nobody
+TOKEN = "a-service-token"
 CALLER = Caller(CallerClass.EDGE, "edge-0")
 LIMITS = limits_pb2.LimitsSnapshot()
 PIECE = b"p" * 1000

@@ -163,7 +163,8 @@ class Frame(_message.Message):
     length and 32 bytes more, these with its first piece. A piece may be sent only when the window holds its cost, and is not made
     smaller to fit. The receiver gives back what was consumed, at the latest when that is a quarter of the window. A message larger than
     half the window is let through in one step: when the receiver has memory for it and all before it was consumed, it adds the cost of
-    the whole message to the window, and gives nothing back for it later. Frames other than CALL and MESSAGE cost nothing.
+    the whole message to the window, and gives nothing back for it later. (If it came whole before that, it is like any other.) Frames
+    other than CALL and MESSAGE cost nothing.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
