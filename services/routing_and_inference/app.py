@@ -30,8 +30,7 @@ from services.routing_and_inference.adapters.prices import PriceRegistration
 from services.routing_and_inference.adapters.recorder import UsageRecorder
 from services.routing_and_inference.adapters.spool import Spool, SpoolFullError
 from services.routing_and_inference.admission import Admissions
-from services.routing_and_inference.catalog import Catalogue, UpstreamTarget
-from services.routing_and_inference.dialects import open_dialects
+from services.routing_and_inference.catalog import Catalogue, Kind, UpstreamTarget
 from services.routing_and_inference.fleet import Fleet
 from services.routing_and_inference.generation import Generator
 from services.routing_and_inference.ports import Dialects
@@ -40,6 +39,7 @@ from services.routing_and_inference.servicer import CatalogServicer, InferenceSe
 from services.routing_and_inference.settings import Settings, secret_of
 from services.routing_and_inference.settlement import Settlement
 from services.routing_and_inference.unary_calls import UnaryCalls
+from services.routing_and_inference.upstreams import open_dialects
 from services.runtime.calls import Caller, CallerClass, MethodTable
 from services.runtime.errors import GatewayError
 from services.runtime.process import Process, ProcessFailedError
@@ -92,7 +92,8 @@ async def run(settings: Settings) -> None:
     async with Process(settings, CallerClass.INFERENCE) as process:
         catalogue = _load_catalogue(settings)
         with _opened_spool(settings) as spool:
-            async with open_dialects(catalogue, is_instant=settings.simulated_pace == "instant") as dialects:
+            async with open_dialects(instant=settings.simulated_pace == "instant") as dialects:
+                _check_dialects(catalogue, dialects)
                 outside = Outside(
                     AdmissionServiceStub(process.connect("auth", settings.auth_endpoints)),
                     MeteringServiceStub(process.connect("metering", settings.metering_endpoints)),
@@ -209,6 +210,15 @@ def _load_catalogue(settings: Settings) -> Catalogue:
             api_key=settings.upstream_api_key.get_secret_value(),
         )
     )
+
+
+def _check_dialects(catalogue: Catalogue, dialects: Dialects) -> None:
+    """A dialect that the schema knows and nobody speaks would fail at the first call, so the start fails instead."""
+    spoken = {Kind.GENERATION: dialects.generation, Kind.EMBEDDING: dialects.embedding, Kind.RERANK: dialects.rerank}
+    for profile in catalogue.profiles:
+        for target in profile.upstreams:
+            if target.dialect not in spoken[profile.kind]:
+                raise ProcessFailedError(f"{profile.slug}: nothing here speaks the dialect {target.dialect!r}")
 
 
 @contextmanager
