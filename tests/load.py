@@ -102,7 +102,7 @@ class Answer:
     @property
     def call_id(self) -> str:
         """Our id of the call."""
-        return self.headers.get("x-request-id") or self.headers.get("request-id", "")
+        return self.headers.get("request-id", "")
 
 
 def problems(answer: Answer) -> list[str]:

@@ -3,6 +3,11 @@
 Owns the command tree; each group of commands lives in a module of its own.
 """
 
+import os
+
+# Read by gRPC when it is loaded: the manager forks and executes while channels are open, which needs no fork handlers.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # noqa: TID251 - a switch for gRPC, no setting of ours
+
 import typer
 
 from services.cli import accounts, demo, ledger, up, upstreams
