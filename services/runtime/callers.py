@@ -85,6 +85,11 @@ ResolveCaller = Callable[[str], Awaitable[Caller]]
 """Turns a bearer value that is no service token into a team's caller. Raises InvalidCredentialError for others."""
 
 
+_SERVICE_PREFIX = "mws_service_"
+# Marks a refusal of the caller itself. Our own processes read it as an outage: no end user's key is bad.
+OF_THE_CALLER = {"credential": "caller"}
+
+
 class ServiceTokens:
     """The callers that `callers.json` lists. Digests are compared, so timing tells nothing about a token."""
 
@@ -140,14 +145,17 @@ class BearerCallers:
         scheme, _, token = (authorization or "").partition(" ")
         token = token.strip()
         if not token:
-            raise MissingCredentialError("an `authorization: Bearer …` is needed")
-        if scheme.lower() != "bearer":
-            raise InvalidCredentialError("the credential is not valid")
-        return self._tokens.find(token) or await self._team(token)
+            raise MissingCredentialError("an `authorization: Bearer …` is needed", metadata=OF_THE_CALLER)
+        caller = self._tokens.find(token)
+        if caller is not None:
+            return caller
+        if scheme.lower() != "bearer" or token.startswith(_SERVICE_PREFIX):
+            raise InvalidCredentialError("the credential is not valid", metadata=OF_THE_CALLER)
+        return await self._team(token)
 
     async def _team(self, token: str) -> Caller:
         if self._resolve_team is None:
-            raise InvalidCredentialError("the credential is not valid")
+            raise InvalidCredentialError("the credential is not valid", metadata=OF_THE_CALLER)
         digest = digest_of(token)
         until, caller = self._teams.get(digest, (0.0, None))
         if caller is not None and self._now() < until:
@@ -178,7 +186,7 @@ def mint_secrets(secrets_dir: Path) -> None:
     for caller_class in CallerClass:
         if caller_class is CallerClass.TEAM:
             continue
-        token = _keep_or_mint(secrets_dir / f"{caller_class}.token", f"mws_service_{caller_class}_")
+        token = _keep_or_mint(secrets_dir / f"{caller_class}.token", f"{_SERVICE_PREFIX}{caller_class}_")
         rows.setdefault(digest_of(token), {"class": str(caller_class), "name": str(caller_class)})
     _write_private(listed, json.dumps(rows, indent=1, sort_keys=True) + "\n")
     _keep_or_mint(secrets_dir / "key_pepper", "")

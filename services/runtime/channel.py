@@ -15,11 +15,14 @@ from google.rpc import status_pb2
 
 from services.link.client import LinkChannel
 from services.link.connection import Identity
+from services.runtime.callers import OF_THE_CALLER
 from services.runtime.calls import CancelReason, Deserializer, Metadata, Serializer
 from services.runtime.errors import (
     CallCancelledError,
     DeadlineExceededError,
     GatewayError,
+    InvalidCredentialError,
+    MissingCredentialError,
     ServiceUnavailableError,
     from_status,
 )
@@ -242,10 +245,17 @@ def error_of(error: grpc.aio.AioRpcError) -> GatewayError:
     for key, value in trailing or ():
         if key == STATUS_DETAILS:
             try:
-                return from_status(status_pb2.Status.FromString(value))
+                return _as_seen_here(from_status(status_pb2.Status.FromString(value)))
             except DecodeError:
                 break
     return _without_details(error)
+
+
+def _as_seen_here(error: GatewayError) -> GatewayError:
+    """A service that refuses our own token is down for us; passed on, it would tell a user that its key is bad."""
+    if isinstance(error, InvalidCredentialError | MissingCredentialError) and error.metadata == OF_THE_CALLER:
+        return ServiceUnavailableError("the service does not accept this caller", retry_in=timedelta(seconds=1))
+    return error
 
 
 def _without_details(error: grpc.aio.AioRpcError) -> GatewayError:

@@ -6,7 +6,6 @@ Owns the way of a call between grpc.aio and the guard; refuses to authorise, to 
 import asyncio
 import contextlib
 import functools
-from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -41,6 +40,7 @@ _AGE_OPTIONS = (("grpc.max_connection_age_ms", 600_000), ("grpc.max_connection_a
 _REFLECTION = ("grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection")
 _UNKNOWN_CALLER = Caller(CallerClass.TEAM, "unknown")
 _HIDDEN_METADATA = frozenset({"authorization"})
+_LAST_WORDS_S = 0.3
 _DEADLINE_SLACK_S = 0.02  # the client's clock ends a call a little before ours would
 
 
@@ -83,15 +83,23 @@ class GrpcListener:
         stopping = asyncio.ensure_future(self._server.stop(grace_s + 1.0))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                await self._idle.wait()
+                await self._until_answered(stopping)
         for task, call in list(self._running.items()):
             call.cancel_reason = call.cancel_reason or CancelReason.SHUTDOWN
             task.cancel()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
-                await self._idle.wait()
+                await self._until_answered(stopping)
         await self._server.stop(None)  # health watches and reflection streams would never end by themselves
         await stopping
+
+    async def _until_answered(self, stopping: asyncio.Future[None]) -> None:
+        """Returns once no call of ours runs and the last statuses have left. (gRPC itself would wait for watches.)"""
+        while not stopping.done():
+            await self._idle.wait()
+            await asyncio.wait((stopping,), timeout=_LAST_WORDS_S)
+            if self._idle.is_set():
+                return
 
     def _handler_of(self, method: Method) -> Any:
         serve = functools.partial(self._serve, method)
@@ -105,23 +113,23 @@ class GrpcListener:
         task = asyncio.get_running_loop().create_task(self._run(method, call, body, context))
         self._running[task] = call
         self._idle.clear()
+        task.add_done_callback(self._forget)
         try:
             await asyncio.wait((task,))
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # nobody reads the answer; the handler cleans up in its own time
             call.cancel_reason = call.cancel_reason or _why_cancelled(call)
+            task.add_done_callback(lambda ended: self._guard.finish(method, call, _error_of(ended)))
             task.cancel()
-            await asyncio.wait((task,))
-            self._guard.finish(method, call, asyncio.CancelledError())
             raise
-        finally:
-            del self._running[task]
-            if not self._running:
-                self._idle.set()
-        return await self._send(method, call, task, context)
+        failure = self._guard.finish(method, call, _error_of(task))
+        return await self._send(call, failure, task, context)
 
-    async def _send(self, method: Method, call: Call, task: asyncio.Task[bytes], context: Any) -> bytes:
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        failure = self._guard.finish(method, call, error)
+    def _forget(self, task: asyncio.Task[bytes]) -> None:
+        del self._running[task]
+        if not self._running:
+            self._idle.set()
+
+    async def _send(self, call: Call, failure: GatewayError | None, task: asyncio.Task[bytes], context: Any) -> bytes:
         if failure is None:
             if call.trailing_metadata:
                 context.set_trailing_metadata(tuple(call.trailing_metadata))
@@ -139,12 +147,28 @@ class GrpcListener:
             request = _read(method, body)
             if not method.is_streaming:
                 return method.write_response(await method.behavior(request, call))
-            async with aclosing(method.behavior(request, call)) as responses:
-                async for response in responses:
-                    await _write(call, context, method.write_response(response))
+            await _relay(method.behavior(request, call), method, call, context)
             return b""
         finally:
             timer.cancel()
+
+
+async def _relay(responses: Any, method: Method, call: Call, context: Any) -> None:
+    """Sends what a handler yields. One that waits at a `yield` learns of a cancellation as one that awaits does."""
+    try:
+        async for response in responses:
+            await _write(call, context, method.write_response(response))
+    except asyncio.CancelledError as error:
+        if responses.ag_frame is not None:
+            with contextlib.suppress(StopAsyncIteration):
+                await responses.athrow(error)
+        raise
+    finally:
+        await responses.aclose()
+
+
+def _error_of(task: asyncio.Task[bytes]) -> BaseException | None:
+    return asyncio.CancelledError() if task.cancelled() else task.exception()
 
 
 async def _write(call: Call, context: Any, message: bytes) -> None:

@@ -126,12 +126,14 @@ def settings_for(data_dir: Path, **changes: Any) -> ProcessSettings:
 
 
 @asynccontextmanager
-async def serving(data_dir: Path, behave: Behavior, **changes: Any) -> AsyncIterator[Running]:
+async def serving(
+    data_dir: Path, behave: Behavior, *, table: MethodTable | None = None, **changes: Any
+) -> AsyncIterator[Running]:
     """A whole process in this loop, drained at the end."""
     mint_secrets(data_dir / "secrets")
     log = io.BytesIO()
     async with Process(settings_for(data_dir, **changes), CallerClass.EDGE, log_stream=log) as process:
-        ports = await process.start(dummy_table(behave), resolve_caller=resolve_team)
+        ports = await process.start(table or dummy_table(behave), resolve_caller=resolve_team)
         running = Running(process, ports, log, data_dir)
         try:
             yield running

@@ -55,19 +55,23 @@ async def test_a_team_is_resolved_once_and_acts_for_its_own_account(serve: Serve
     assert "mws_live" not in log
 
 
-@pytest.mark.parametrize(
-    ("transport", "errors"),
-    [
-        pytest.param("grpc", InvalidCredentialError, id="plain: the call is refused"),
-        pytest.param("link", (ServiceUnavailableError, DeadlineExceededError), id="link: there is none to call on"),
-    ],
-)
-async def test_a_token_that_nobody_knows_opens_nothing(serve: Serve, transport: str, errors: Any) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("token", [pytest.param("mws_service_edge_forged", id="forged"), pytest.param("", id="none")])
+async def test_a_bad_service_token_is_an_outage_and_never_a_bad_key(serve: Serve, transport: str, token: str) -> None:
     seen = Recorder()
     async with serve(seen) as running:
-        stub = InferenceServiceStub(running.channel(CallerClass.EDGE, transport, token="mws_service_edge_forged"))
-        with pytest.raises(errors):
+        stub = InferenceServiceStub(running.channel(CallerClass.EDGE, transport, token=token))
+        with pytest.raises((ServiceUnavailableError, DeadlineExceededError)):  # a link goes on dialling
             await stub.Embed(pb.EmbedRequest(), timeout=0.5)
+    assert seen.calls == []
+
+
+async def test_an_unknown_key_of_a_team_is_invalid(serve: Serve) -> None:
+    seen = Recorder()
+    async with serve(seen) as running:
+        stub = InferenceServiceStub(running.channel(CallerClass.TEAM, token="mws_live_unknown"))
+        with pytest.raises(InvalidCredentialError):
+            await stub.Embed(pb.EmbedRequest(), timeout=5.0)
     assert seen.calls == []
 
 

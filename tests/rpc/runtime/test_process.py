@@ -5,6 +5,7 @@ Owns the life of a process as callers and operators see it; refuses to know what
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import signal
 import sys
@@ -16,6 +17,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from mws.inference.v1 import inference_service_pb2 as pb
+from mws.inference.v1.generation_pb2 import GenerationEvent, TextDelta
 from mws.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 
 from services.runtime.callers import mint_secrets, read_token
@@ -89,6 +91,29 @@ async def test_a_client_that_cancels_cancels_the_handler(serve: Serve, transport
     assert gate.reason is CancelReason.CLIENT_GONE
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_handler_held_up_at_a_yield_sees_its_cancellation(serve: Serve, transport: str) -> None:
+    stopped: asyncio.Future[type[BaseException]] = asyncio.get_running_loop().create_future()
+
+    async def flood(_request: Any, _call: Call) -> Any:
+        event = GenerationEvent(text_delta=TextDelta(text="x" * 60_000))
+        try:
+            while True:
+                yield pb.GenerateResponse(events=[event])
+        except BaseException as error:
+            stopped.set_result(type(error))
+            raise
+
+    table = dummy_table(do_nothing)
+    path = "/mws.inference.v1.InferenceService/Generate"
+    table.methods[path] = dataclasses.replace(table.methods[path], behavior=flood)
+    async with serve(do_nothing, table=table) as running:
+        call = stub_of(running, transport).Generate(pb.GenerateRequest(), timeout=30.0)
+        await anext(aiter(call))
+        cancel(call, CancelReason.CLIENT_GONE)
+        assert await stopped is asyncio.CancelledError
+
+
 @pytest.mark.parametrize(
     ("method", "deadline_s"),
     [
@@ -133,8 +158,8 @@ async def not_ready(running: Running) -> None:
     async with asyncio.timeout(5):
         while not any(line["event"] == "process.draining" for line in running.lines()):
             await asyncio.sleep(0)
-        for _ in range(3):
-            await asyncio.sleep(0.01)
+        for _ in range(10):  # turns of the loop, for the listeners' own tasks
+            await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

@@ -5,12 +5,13 @@ Owns the enumeration; refuses to test what the methods do.
 
 from typing import Any
 
+import grpc
 import pytest
 from google.protobuf import message_factory
 
 from services.runtime.callers import ALLOWED
 from services.runtime.calls import CallerClass, MethodTable
-from services.runtime.errors import CallerNotAllowedError, MissingCredentialError
+from services.runtime.errors import CallerNotAllowedError
 from services.runtime.guard import ServiceGuard
 from services.runtime.logging import EventLog
 from tests.rpc.runtime.dummies import Serve, all_rpcs, do_nothing
@@ -55,7 +56,7 @@ async def call(channel: Any, path: str) -> list[Any]:
 
 
 async def test_a_call_without_a_token_is_unauthenticated(serve: Serve) -> None:
-    async with serve(do_nothing) as running:
-        channel = running.channel(CallerClass.EDGE, token="")
-        with pytest.raises(MissingCredentialError):
-            await call(channel, "/mws.inference.v1.InferenceService/Embed")
+    async with serve(do_nothing) as running, grpc.aio.insecure_channel(running.address) as raw:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await raw.unary_unary("/mws.inference.v1.InferenceService/Embed", bytes, bytes)(b"", timeout=5.0)
+    assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
