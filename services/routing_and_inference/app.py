@@ -53,7 +53,7 @@ log = structlog.get_logger()
 _API_KEY_PREFIX = "mws_live_"
 _IDENTIFY_TIMEOUT_S = 2.0
 _FLUSH_FINISHES_S = 3.0
-_ASK_EVERY_S = 1.0
+_ASK_EVERY_S = 0.2
 
 _AUTH_ANSWERS = "auth-and-limits answers"
 _PRICES_KNOWN = "metering knows the prices"
