@@ -6,6 +6,7 @@ Owns their form and check; refuses to query. A token of another list, or of othe
 import base64
 import binascii
 import hmac
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -51,7 +52,7 @@ class PageTokens:
         return last_id
 
     def _seal(self, last_id: str, filters: Sequence[str]) -> bytes:
-        content = "\0".join((last_id, *filters)).encode()
+        content = json.dumps([last_id, *filters]).encode()
         return hmac.digest(self._secret, content, "sha256")[:_SEAL_BYTES]
 
 

@@ -4,12 +4,13 @@ Owns the order of deciding, writing and answering; refuses to decide itself.
 """
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from services.auth_and_limits.adapters.journal import HoldJournal
-from services.auth_and_limits.adapters.journal_file import Recovered
+from services.auth_and_limits.adapters.journal_file import JournalFile, Recovered
 from services.auth_and_limits.adapters.memory_state import Claim, MemoryState, Meters
 from services.auth_and_limits.holds import LEASE_US, Hold, HoldState, first_call_id
 from services.auth_and_limits.limits import Bucket, LimitsView
@@ -51,13 +52,15 @@ class EmbeddedHolds:
         *,
         now_us: Callable[[], int] = monotonic_us,
         now_unix_ms: Callable[[], int] = unix_ms,
+        open_file: Callable[[Path], JournalFile] = JournalFile,
     ) -> None:
         self._now_us = now_us
         self._now_unix_ms = now_unix_ms
         self._unix_offset_us = now_unix_ms() * 1000 - now_us()
         self._waiting: dict[str, set[asyncio.Future[Hold]]] = {}
         self.state = MemoryState(plans, self._tell)
-        self._journal = HoldJournal(path, self.state, now_us=now_us, unix_offset_us=self._unix_offset_us)
+        opening = functools.partial(open_file, path)
+        self._journal = HoldJournal(opening, self.state, now_us=now_us, unix_offset_us=self._unix_offset_us)
 
     async def open(self) -> None:
         """Reads the journal: holds, balances, buckets and idempotency keys are as they were."""

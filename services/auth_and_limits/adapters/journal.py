@@ -5,14 +5,14 @@ Owns the group commit and who waits for it; refuses to decide anything, and to k
 
 import asyncio
 import functools
-import logging
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
+
+import structlog
 
 from services.auth_and_limits.adapters.journal_file import JournalFile, Recovered, rows_of
 from services.auth_and_limits.adapters.memory_state import Changes, MemoryState
@@ -24,7 +24,7 @@ SLOW_S = 0.25  # slow counts as down
 _RETRY_S = 0.25
 _CLOSE_S = 5.0
 
-log = logging.getLogger(__name__)
+_log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -41,8 +41,15 @@ class _Batch:
 class HoldJournal:
     """Takes the changes of a MemoryState and says when they are durable. Lives on one loop; SQL runs on a thread."""
 
-    def __init__(self, path: Path, state: MemoryState, *, now_us: Callable[[], int], unix_offset_us: int) -> None:
-        self._path = path
+    def __init__(
+        self,
+        open_file: Callable[[], JournalFile],
+        state: MemoryState,
+        *,
+        now_us: Callable[[], int],
+        unix_offset_us: int,
+    ) -> None:
+        self._open_file = open_file
         self._state = state
         self._now_us = now_us
         self._unix_offset_us = unix_offset_us  # unix time less the monotonic one
@@ -50,18 +57,24 @@ class HoldJournal:
         self._fresh_waiters: list[asyncio.Future[None]] = []
         self._waiters: list[asyncio.Future[None]] = []
         self._in_flight: _Batch | None = None
+        self._writing: asyncio.Future[frozenset[int]] | None = None
         self._is_due = False
+        self._is_closed = False
 
     async def open(self) -> Recovered:
         """Opens or makes the file and reads it. Raises JournalError."""
         self._loop = asyncio.get_running_loop()
-        self._file = await self._loop.run_in_executor(self._thread, JournalFile, self._path)
+        self._file = await self._loop.run_in_executor(self._thread, self._open_file)
         return await self._loop.run_in_executor(self._thread, self._file.recover)
 
     async def close(self) -> None:
         """Writes what is left and lets go of the file."""
-        if not self.is_stuck and (self._in_flight or self._state.changes):
-            await asyncio.wait([self.written()], timeout=_CLOSE_S)
+        deadline = self._loop.time() + _CLOSE_S
+        while (self._writing is not None or self._state.changes) and self._loop.time() < deadline:
+            self._hand_over()
+            assert self._writing is not None
+            await asyncio.wait([self._writing], timeout=_CLOSE_S)
+        self._is_closed = True
         await self._loop.run_in_executor(self._thread, self._file.close)
         self._thread.shutdown(wait=False)
 
@@ -111,7 +124,7 @@ class HoldJournal:
             while await self._loop.run_in_executor(self._thread, forget):
                 pass
         except sqlite3.Error as error:
-            log.warning("journal.forget_failed", extra={"error": str(error)})
+            _log.warning("journal.forget_failed", exc_info=error)
 
     def _schedule(self) -> None:
         """Hands over at the end of this turn of the loop, so that everything decided in it shares one commit."""
@@ -121,27 +134,28 @@ class HoldJournal:
 
     def _hand_over(self) -> None:
         self._is_due = False
-        if self._in_flight is not None:
+        if self._in_flight is not None or self._is_closed:
             return
         batch = _Batch(self._state.take_changes(), self._fresh_waiters, self._waiters, time.perf_counter())
         self._fresh_waiters, self._waiters = [], []
         self._in_flight = batch
         timer = self._loop.call_later(SLOW_S, self._give_up, batch)
         rows = rows_of(batch.changes, self._unix_offset_us)
-        writing = self._loop.run_in_executor(self._thread, self._file.write, rows)
-        writing.add_done_callback(functools.partial(self._ended, batch, timer))
+        self._writing = self._loop.run_in_executor(self._thread, self._file.write, rows)
+        self._writing.add_done_callback(functools.partial(self._ended, batch, timer))
 
     def _ended(self, batch: _Batch, timer: asyncio.TimerHandle, writing: asyncio.Future[frozenset[int]]) -> None:
         timer.cancel()
-        self._in_flight = None
+        self._in_flight = self._writing = None
         JOURNAL_COMMIT_SECONDS.observe(time.perf_counter() - batch.started_s)
         JOURNAL_BATCH_ROWS.observe(len(batch.changes.fresh) + len(batch.changes.changed))
         error = writing.exception()
         if error is not None:
-            log.error("journal.write_failed", exc_info=error)
+            _log.error("journal.write_failed", exc_info=error)
             if not batch.is_given_up:
                 self._fail(batch.changes.fresh, batch.fresh_waiters + batch.waiters)
             self._state.put_back(batch.changes)
+            self._take_out(batch)
             self._loop.call_later(_RETRY_S, self._schedule)
             return
         if not batch.is_given_up:
@@ -163,14 +177,18 @@ class HoldJournal:
 
     def _give_up(self, batch: _Batch) -> None:
         """Slow counts as down: nobody waits longer, and what may still be written is taken out again afterwards."""
-        log.error("journal.slow")
+        _log.error("journal.slow")
         batch.is_given_up = True
         changes = self._state.changes
         self._fail(batch.changes.fresh, batch.fresh_waiters + batch.waiters)
         self._fail(changes.fresh, self._fresh_waiters + self._waiters)
         changes.fresh.clear()
-        changes.removed.extend(hold.call_id for hold in batch.changes.fresh)
+        self._take_out(batch)
         self._fresh_waiters, self._waiters = [], []
+
+    def _take_out(self, batch: _Batch) -> None:
+        """What may be on file although nobody was told so."""
+        self._state.changes.removed.extend(batch.changes.fresh)
 
     def _fail(self, fresh: Sequence[Hold], waiters: Sequence[asyncio.Future[None]]) -> None:
         for hold in fresh:

@@ -56,7 +56,8 @@ _INSERT = f"INSERT INTO holds ({_HOLD_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)
 _INSERT_OR_PASS = _INSERT.replace("INSERT", "INSERT OR IGNORE", 1)
 _REPLACE = _INSERT.replace("INSERT", "INSERT OR REPLACE", 1)
 _SELECT = f"SELECT {_HOLD_COLUMNS} FROM holds"  # noqa: S608 - constants only
-_REMOVE = "DELETE FROM holds WHERE call_id = ?"
+# An admission that nobody was told of. The run and the state keep an older call of the same id on file.
+_REMOVE = "DELETE FROM holds WHERE call_id = ? AND run_id = ? AND state = 1"
 _PUT_PURSE = "INSERT OR REPLACE INTO purses VALUES (?,?,?,?)"
 _PUT_METERS = "INSERT OR REPLACE INTO meters VALUES (?,?,?,?,?)"
 _FORGET = """DELETE FROM holds WHERE call_id IN (
@@ -186,7 +187,7 @@ def _hold(row: Row) -> Hold:
 
 def rows_of(changes: Changes, unix_offset_us: int) -> Rows:
     return Rows(
-        removed=[(call_id,) for call_id in changes.removed],
+        removed=[(hold.call_id, hold.run_id) for hold in changes.removed],
         fresh=[_hold_row(hold) for hold in changes.fresh],
         changed=[_hold_row(hold) for hold in changes.changed.values()],
         purses=[

@@ -81,7 +81,7 @@ class Changes:
 
     fresh: list[Hold] = field(default_factory=list)
     changed: dict[str, Hold] = field(default_factory=dict)
-    removed: list[str] = field(default_factory=list)
+    removed: list[Hold] = field(default_factory=list)  # undone, yet perhaps on file
     meters: dict[str, Meters] = field(default_factory=dict)
     purses: dict[str, Purse] = field(default_factory=dict)
 
