@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from typer.testing import CliRunner
+
+from services.cli.main import app
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 60
@@ -39,6 +42,7 @@ class Gateway:
         self._options = options
         self._environment = environment or {}
         self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
         self.output: list[str] = []
 
     @property
@@ -60,21 +64,24 @@ class Gateway:
             env={**os.environ, **self._environment},  # noqa: TID251 - the child needs PATH
         )
         ready = threading.Event()
-        threading.Thread(target=self._read, args=(ready,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(ready,), daemon=True)
+        self._reader.start()
         deadline = time.monotonic() + START_TIMEOUT_S
         while not ready.wait(0.05):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self._process.kill()
+                self._reader.join()
                 raise AssertionError("the gateway did not start:\n" + "".join(self.output))
         return self
 
     def _read(self, ready: threading.Event) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.output.append(line)
-            if line.strip() == f"ready {self.base_url}":
-                ready.set()
+        with self._process.stdout as lines:
+            for line in lines:
+                self.output.append(line)
+                if line.strip() == f"ready {self.base_url}":
+                    ready.set()
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -84,14 +91,18 @@ class Gateway:
         assert self._process is not None
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(timeout=60)
+        status = self._process.wait(timeout=60)
+        if self._reader is not None:
+            self._reader.join()
+            self._reader = None
+        return status
 
     def mws(self, *arguments: str, check: bool = True) -> Any:
         """Runs an administrator's command and returns its JSON."""
-        command = [sys.executable, "-m", "services.cli.main", *arguments, "--json"]
-        command += ["--grpc-base-port", str(self.grpc_base_port), "--data-dir", str(self.data_dir)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-        if check and done.returncode != 0:
+        command = [*arguments, "--json", "--grpc-base-port", str(self.grpc_base_port), "--data-dir", str(self.data_dir)]
+        # In this process: a Python interpreter per command would cost the suites a minute.
+        done = CliRunner().invoke(app, command)
+        if check and done.exit_code != 0:
             raise AssertionError(f"mws {' '.join(arguments)}: {done.stderr}")
         return json.loads(done.stdout or "null")
 

@@ -3,6 +3,7 @@
 Owns connecting and the options that every command shares; refuses to format anything.
 """
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
@@ -38,12 +39,18 @@ class Admin:
         self._host, self._base_port, self._token = host, base_port, _token(data_dir)
         self.report = report
         self.data_dir = data_dir
-        auth, inference, metering = (self._channel(service) for service in ("auth", "inference", "metering"))
+        self._channels = [self._channel(service) for service in ("auth", "inference", "metering")]
+        auth, inference, metering = self._channels
         self.accounts = AccountServiceStub(auth)
         self.keys = KeyServiceStub(auth)
         self.routing = RoutingServiceStub(inference)
         self.ledger = LedgerServiceStub(metering)
         self.usage = UsageServiceStub(metering)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        for channel in self._channels:
+            channel.close()
 
     def _channel(self, service: str) -> grpc.Channel:
         target = f"{self._host}:{self._base_port + GRPC_OFFSETS[service]}"
@@ -126,8 +133,8 @@ def admin_command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]]
             host = grpc_host or (there.host if there else DEFAULT_GRPC_HOST)
             base_port = grpc_base_port or (there.grpc_base_port if there else DEFAULT_GRPC_BASE_PORT)
             try:
-                admin = Admin(host, base_port, data_dir, report)
-                function(admin, *args, **options)
+                with contextlib.closing(Admin(host, base_port, data_dir, report)) as admin:
+                    function(admin, *args, **options)
             except (GatewayError, ValueError) as error:
                 report.fail(error)
                 raise typer.Exit(1) from None
