@@ -7,9 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from services.routing_and_inference.ports import Dialects
+from services.routing_and_inference.upstreams.anthropic_messages import AnthropicMessages
+from services.routing_and_inference.upstreams.embeddings import OpenAiEmbeddings
 from services.routing_and_inference.upstreams.http import HttpClient
 from services.routing_and_inference.upstreams.http_client import PooledHttpClient
 from services.routing_and_inference.upstreams.openai_chat import OpenAiChat
+from services.routing_and_inference.upstreams.rerank import RerankApi
 from services.routing_and_inference.upstreams.simulated import SimulatedChat, SimulatedEmbedder, SimulatedRanker
 
 __all__ = ["dialects", "open_dialects"]
@@ -27,8 +30,16 @@ async def open_dialects(*, instant: bool = False) -> AsyncIterator[Dialects]:
 
 def dialects(http: HttpClient, *, instant: bool = False) -> Dialects:
     """Every dialect over the given client."""
+    embeddings, rerank = OpenAiEmbeddings(http), RerankApi(http)
     return Dialects(
-        generation={"openai": OpenAiChat(http), "simulated": SimulatedChat(instant=instant)},
-        embedding={"simulated": SimulatedEmbedder()},
-        rerank={"simulated": SimulatedRanker()},
+        generation={
+            "openai": OpenAiChat(http),
+            "anthropic": AnthropicMessages(http),
+            "simulated": SimulatedChat(instant=instant),
+        },
+        embedding={"openai": embeddings, "tei": embeddings, "simulated": SimulatedEmbedder()},
+        rerank={
+            **dict.fromkeys(("cohere", "jina", "vllm", "tei"), rerank),
+            "simulated": SimulatedRanker(),
+        },
     )

@@ -3,9 +3,11 @@
 Owns headers, timeouts and the ends of an attempt; refuses to know any dialect's bodies.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+from mws.common.v1.token_usage_pb2 import TokenUsage
 from mws.inference.v1.generation_pb2 import GenerationEvent
 
 from services.routing_and_inference.catalog import Option, UpstreamTarget
@@ -65,12 +67,27 @@ async def post(http: HttpClient, attempt: Attempt, url: str, headers: Mapping[st
     raise errors.of_status(response.status, response.header, text)
 
 
+async def ask(http: HttpClient, attempt: Attempt, url: str, headers: Mapping[str, str], body: bytes) -> bytes:
+    """Sends an attempt and gives the whole body of its answer. Raises UpstreamFailure."""
+    response = await post(http, attempt, url, headers, body)
+    try:
+        return await response.read(MOST_BYTES)
+    except HttpFailure as failure:
+        raise errors.of_http(failure, accepted=True) from None
+    finally:
+        response.close()
+
+
 class Answer(Protocol):
     """A dialect's reader of one answer."""
 
     @property
     def finished(self) -> bool:
         """The upstream has said why it ended: nothing but formalities is missing."""
+
+    @property
+    def opening_usage(self) -> TokenUsage | None:
+        """What the upstream reports before its content (perhaps nothing); None: it may do so yet."""
 
     def feed(self, name: bytes, payload: bytes) -> bool:
         """Reads an event of a stream (True: it was the last one) or a whole answer. Raises UpstreamFailure."""
@@ -79,34 +96,68 @@ class Answer(Protocol):
         """The last event; `done`: the upstream said that it was over. Raises UpstreamFailure for a broken answer."""
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request in its dialect, and what reads its answer."""
+
+    url: str
+    headers: Mapping[str, str]
+    body: bytes
+    answer: Answer
+    runs: RunWriter
+
+
 async def relay(
-    response: HttpResponse, request: UpstreamRequest, answer: Answer, runs: RunWriter
-) -> AsyncIterator[list[GenerationEvent]]:
-    """The answer as batches of events. The caller closes the response."""
-    yield [started(request)]
-    if not response.header("content-type").lower().startswith("text/event-stream"):
-        yield await _read_whole(response, answer, runs)
-        return
-    reader = SseReader()
-    batch: list[GenerationEvent] = []
+    http: HttpClient, request: UpstreamRequest, prepare: Callable[[UpstreamRequest], Prepared]
+) -> AsyncGenerator[Sequence[GenerationEvent], None]:
+    """One attempt at one upstream, as `Upstream.generate` promises it."""
+    prepared = prepare(request)
+    response = await post(http, request, prepared.url, prepared.headers, prepared.body)
+    answer, events = prepared.answer, _Events(request, prepared)
     try:
-        over = False
-        while not over:
-            chunk = await _next_chunk(response, answer)
-            said_done = _feed(reader, chunk, answer)
-            batch = runs.take()
-            over = said_done or not chunk
-            if answer.finished:
-                response.expect_end(_FORMALITIES_S)
-            if batch and not over:
+        if response.header("content-type").lower().startswith("text/event-stream"):
+            if batch := events.take():
                 yield batch
-        finished = answer.end(done=said_done)
+            reader = SseReader()
+            while not (done := _feed(reader, chunk := await _next_chunk(response, answer), answer)) and chunk:
+                if answer.finished:
+                    response.expect_end(_FORMALITIES_S)
+                if batch := events.take():
+                    yield batch
+        else:
+            yield events.take(due=True)
+            done = await _read_whole(response, answer)
+        finished = answer.end(done=done)
+        response.leave()
+        yield [*events.take(due=True), finished]
     except UpstreamFailure:
-        if batch := batch if over else runs.take():
+        if batch := events.take():
             yield batch  # what was said before the failure stands
         raise
-    response.leave()
-    yield [*batch, *runs.take(), finished]
+    finally:
+        response.close()
+
+
+class _Events:
+    """The runs of an answer behind its first event, which leaves as soon as the opening usage is known."""
+
+    def __init__(self, request: UpstreamRequest, prepared: Prepared) -> None:
+        self._answer = prepared.answer
+        self._runs = prepared.runs
+        self._lead: GenerationEvent | None = started(request)
+
+    def take(self, *, due: bool = False) -> list[GenerationEvent]:
+        events = self._runs.take()
+        lead = self._lead
+        if lead is None:
+            return events
+        usage = self._answer.opening_usage
+        if usage is None and not events and not due:
+            return events
+        if usage is not None and usage.ByteSize():
+            lead.message_started.usage.CopyFrom(usage)
+        self._lead = None
+        return [lead, *events]
 
 
 def _feed(reader: SseReader, chunk: bytes, answer: Answer) -> bool:
@@ -117,18 +168,16 @@ def _feed(reader: SseReader, chunk: bytes, answer: Answer) -> bool:
     return any(answer.feed(name, payload) for name, payload in events)
 
 
-async def _read_whole(response: HttpResponse, answer: Answer, runs: RunWriter) -> list[GenerationEvent]:
+async def _read_whole(response: HttpResponse, answer: Answer) -> bool:
     try:
         body = await response.read(MOST_BYTES)
     except HttpFailure as failure:
         raise errors.of_http(failure, accepted=True) from None
     if body.lstrip().startswith(_STREAM_BEGINNINGS):  # a stream that is not labelled as one
         reader = SseReader()
-        done = _feed(reader, body, answer) or _feed(reader, b"", answer)
-    else:
-        done = not answer.feed(b"", body)
-    finished = answer.end(done=done)
-    return [*runs.take(), finished]
+        return _feed(reader, body, answer) or _feed(reader, b"", answer)
+    answer.feed(b"", body)
+    return True
 
 
 async def _next_chunk(response: HttpResponse, answer: Answer) -> bytes:

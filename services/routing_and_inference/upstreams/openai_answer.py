@@ -100,6 +100,11 @@ class OpenAiAnswer:
         self._usage = _NOTHING
         self.finished = False  # a finish reason has arrived; usage and stray content may follow
 
+    @property
+    def opening_usage(self) -> TokenUsage | None:
+        """Usage comes last in this dialect."""
+        return TokenUsage()
+
     def feed(self, name: bytes, payload: bytes) -> bool:
         """One payload: a chunk of a stream, a whole answer, or `[DONE]`, after which nothing counts."""
         try:

@@ -1,0 +1,192 @@
+"""Writes a neutral generation as the body of an Anthropic Messages request.
+
+Owns settings and tools; turns are written by `anthropic_turns`. Refuses to know HTTP and the answer.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from mws.inference.v1 import generation_pb2 as pb
+
+from services.routing_and_inference.ports import UpstreamRequest
+from services.routing_and_inference.upstreams import errors, tool_ids
+from services.routing_and_inference.upstreams.anthropic_turns import TurnWriter
+
+_FALLBACK_MAX_TOKENS = 4096
+_LEAST_BUDGET = 1024  # thinking tokens that the dialect accepts
+_BUDGETS = {"minimal": 1024, "low": 1024, "medium": 4096, "high": 16_384, "xhigh": 32_768, "max": 65_536}
+_JSON_ONLY = "Answer with one JSON object and nothing else: no explanation, no code fence."
+
+_encode = msgspec.json.Encoder().encode
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesRequestBody:
+    """The body, and whether tool call ids in the answer may be ours in another form."""
+
+    body: bytes
+    encodes_ids: bool
+
+
+def write_request(request: UpstreamRequest) -> MessagesRequestBody:
+    """The body of POST /v1/messages. Raises UpstreamFailure (REJECTED) for what cannot be said in this dialect."""
+    generation, options = request.generation, request.target.options
+    same_dialect = request.dialect == pb.DIALECT_ANTHROPIC
+    encodes_ids = options.get("tool_ids", "encoded") != "verbatim"
+    turns = TurnWriter(same_dialect=same_dialect, tool_id=tool_ids.encode if encodes_ids else str)
+    for message in generation.messages:
+        turns.add(message)
+    turns.finish()
+    body: dict[str, Any] = {
+        "model": request.target.model,
+        "max_tokens": _max_tokens(request),
+        "messages": turns.turns or [{"role": "user", "content": turns.system or "."}],
+    }
+    if generation.response_format.WhichOneof("kind") == "json_object":
+        turns.system.append({"type": "text", "text": _JSON_ONLY})
+    if turns.system and turns.turns:
+        body["system"] = turns.system
+    if generation.stream:
+        body["stream"] = True
+    _write_tools(body, generation, same_dialect=same_dialect)
+    _write_reasoning(body, generation, same_dialect=same_dialect)
+    _write_sampling(body, generation, same_dialect=same_dialect)
+    _write_format(body, generation)
+    if same_dialect:
+        _write_extras(body, generation, options.get("forward_fields", ()))
+    return MessagesRequestBody(_encode(body), encodes_ids)
+
+
+def _max_tokens(request: UpstreamRequest) -> int:
+    if request.generation.HasField("max_output_tokens"):
+        return request.generation.max_output_tokens
+    return request.profile.max_output_tokens or _FALLBACK_MAX_TOKENS
+
+
+def _write_sampling(body: dict[str, Any], generation: pb.Generation, *, same_dialect: bool) -> None:
+    if stops := [stop for stop in generation.stop_sequences if stop.strip()]:
+        body["stop_sequences"] = stops
+    # Reasoning leaves no choice of sampling in this dialect; a caller of another one cannot know that.
+    if "thinking" in body and not same_dialect:
+        return
+    if generation.HasField("temperature"):
+        body["temperature"] = generation.temperature if same_dialect else min(generation.temperature, 1.0)
+    if generation.HasField("top_p") and (same_dialect or "temperature" not in body):  # together they are refused
+        body["top_p"] = generation.top_p
+    if generation.HasField("top_k"):
+        body["top_k"] = generation.top_k
+
+
+def _write_tools(body: dict[str, Any], generation: pb.Generation, *, same_dialect: bool) -> None:
+    tools: list[Any] = []
+    for tool in generation.tools:
+        if not tool.HasField("opaque"):
+            tools.append(_tool(tool, same_dialect=same_dialect))
+        elif tool.opaque.dialect == pb.DIALECT_ANTHROPIC:
+            tools.append(msgspec.Raw(tool.opaque.json))
+        elif generation.tool_choice.name and tool.name == generation.tool_choice.name:
+            raise errors.rejected(f"tool_choice names {tool.name[:64]!r}, which the model of this call does not have")
+    if not tools:
+        return
+    body["tools"] = tools
+    choice = _choice(generation)
+    if choice is not None:
+        body["tool_choice"] = choice
+
+
+def _choice(generation: pb.Generation) -> dict[str, Any] | None:
+    choice, written = generation.tool_choice, None
+    if choice.mode == pb.ToolChoice.MODE_NONE:
+        return {"type": "none"}
+    if choice.mode == pb.ToolChoice.MODE_NAMED:
+        written = {"type": "tool", "name": choice.name}
+    elif choice.mode == pb.ToolChoice.MODE_REQUIRED:
+        written = {"type": "any"}
+    elif generation.HasField("tool_choice"):
+        written = {"type": "auto"}
+    if generation.HasField("parallel_tool_calls"):
+        return {**(written or {"type": "auto"}), "disable_parallel_tool_use": not generation.parallel_tool_calls}
+    return written
+
+
+def _tool(tool: pb.Tool, *, same_dialect: bool) -> dict[str, Any]:
+    written: dict[str, Any] = {"name": tool.name}
+    if tool.description:
+        written["description"] = tool.description
+    written["input_schema"] = _schema(tool.parameters_json, same_dialect=same_dialect)
+    if same_dialect:
+        if tool.HasField("strict"):
+            written["strict"] = tool.strict
+        if tool.extra_json:
+            written = {**_members(tool.extra_json), **written}
+    return written
+
+
+def _schema(schema_json: str, *, same_dialect: bool) -> msgspec.Raw:
+    if not schema_json:
+        return msgspec.Raw(b'{"type":"object","properties":{}}')
+    if same_dialect or re.search(r'"type"\s*:\s*"object"', schema_json[:4096]):
+        return msgspec.Raw(schema_json)
+    schema = _members(schema_json)
+    schema.setdefault("type", msgspec.Raw(b'"object"'))
+    return msgspec.Raw(_encode(schema))
+
+
+def _write_reasoning(body: dict[str, Any], generation: pb.Generation, *, same_dialect: bool) -> None:
+    if not generation.HasField("reasoning"):
+        return
+    reasoning = generation.reasoning
+    if not same_dialect:
+        _write_budget(body, generation)
+        return
+    if thinking := _thinking(reasoning):
+        body["thinking"] = thinking
+    if reasoning.effort:
+        body["output_config"] = {"effort": reasoning.effort}
+
+
+def _thinking(reasoning: pb.Reasoning) -> dict[str, Any] | None:
+    if reasoning.mode == pb.Reasoning.MODE_DISABLED:
+        return {"type": "disabled"}
+    if reasoning.mode == pb.Reasoning.MODE_ENABLED:
+        written: dict[str, Any] = {"type": "enabled"}
+        if reasoning.HasField("budget_tokens"):
+            written["budget_tokens"] = reasoning.budget_tokens
+        else:
+            written["type"] = "adaptive"
+    elif reasoning.mode == pb.Reasoning.MODE_ADAPTIVE:
+        written = {"type": "adaptive"}
+    else:
+        return None
+    if reasoning.omit_text:
+        written["display"] = "omitted"
+    return written
+
+
+def _write_budget(body: dict[str, Any], generation: pb.Generation) -> None:
+    """Reasoning as this dialect has it, for a caller of another: never with a forced tool, never all of the answer."""
+    reasoning = generation.reasoning
+    if reasoning.mode == pb.Reasoning.MODE_DISABLED or reasoning.effort == "none":
+        return
+    budget = reasoning.budget_tokens if reasoning.HasField("budget_tokens") else _BUDGETS.get(reasoning.effort, 0)
+    budget = min(max(budget, _LEAST_BUDGET), body["max_tokens"] // 2) if budget else 0
+    forced = generation.tools and generation.tool_choice.mode in (pb.ToolChoice.MODE_NAMED, pb.ToolChoice.MODE_REQUIRED)
+    if budget >= _LEAST_BUDGET and not forced:
+        body["thinking"] = {"type": "enabled", "budget_tokens": budget}
+
+
+def _write_format(body: dict[str, Any], generation: pb.Generation) -> None:
+    if generation.response_format.WhichOneof("kind") == "json_schema":
+        schema = msgspec.Raw(generation.response_format.json_schema.schema_json)
+        body.setdefault("output_config", {})["format"] = {"type": "json_schema", "schema": schema}
+
+
+def _write_extras(body: dict[str, Any], generation: pb.Generation, allowed: object) -> None:
+    fields: Mapping[str, str] = generation.extra_fields_json
+    for name in allowed if isinstance(allowed, list | tuple) else ():
+        if name in fields and name not in body:
+            body[name] = msgspec.Raw(fields[name])

@@ -1,0 +1,111 @@
+"""Embeds at upstreams: the OpenAI dialect, which TEI serves as well, in batches of the size that the upstream takes.
+
+Owns requests and vectors; refuses to cut or stretch vectors to a length that the upstream does not offer.
+"""
+
+import base64
+import binascii
+import sys
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from services.routing_and_inference.ports import EmbeddingRequest, EmbeddingResult
+from services.routing_and_inference.upstreams import counts, errors
+from services.routing_and_inference.upstreams.exchange import ask
+from services.routing_and_inference.upstreams.http import HttpClient
+from services.routing_and_inference.upstreams.openai_chat import credential
+from services.routing_and_inference.upstreams.urls import openai_url
+
+_BATCH = 2048
+_BATCH_OF_TEI = 32
+
+_encode = msgspec.json.Encoder().encode
+
+
+class _Vector(msgspec.Struct):
+    embedding: list[float] | str
+    index: int | None = None
+
+
+class _Reply(msgspec.Struct):
+    data: list[_Vector]
+    usage: dict[str, Any] | None = None
+
+
+_decode_reply = msgspec.json.Decoder(_Reply).decode
+
+
+class OpenAiEmbeddings:
+    """Implements `EmbeddingUpstream`."""
+
+    def __init__(self, http: HttpClient) -> None:
+        self._http = http
+
+    async def embed(self, request: EmbeddingRequest) -> EmbeddingResult:
+        if request.token_ids and request.target.dialect == "tei":
+            raise errors.rejected("this embedding model takes texts, not token ids")
+        inputs: Sequence[Any] = request.texts or [list(ids) for ids in request.token_ids]
+        size = request.target.options.get("batch_size", _BATCH_OF_TEI if request.target.dialect == "tei" else _BATCH)
+        step = size if isinstance(size, int) and size > 0 else _BATCH
+        vectors: list[bytes] = []
+        tokens: int | None = 0
+        for start in range(0, len(inputs), step):
+            made, used = await self._embed_batch(request, inputs[start : start + step])
+            vectors += made
+            tokens = tokens + used if tokens is not None and used is not None else None
+        return EmbeddingResult(vectors, tokens)
+
+    async def _embed_batch(self, request: EmbeddingRequest, inputs: Sequence[Any]) -> tuple[list[bytes], int | None]:
+        takes_base64 = bool(request.target.options.get("takes_base64"))
+        body: dict[str, Any] = {
+            "model": request.target.model,
+            "input": inputs,
+            "encoding_format": "base64" if takes_base64 else "float",
+        }
+        if request.dimensions is not None and request.dimensions != request.profile.dimensions:
+            if not request.target.options.get("takes_dimensions"):
+                raise errors.rejected("this embedding model has vectors of one length only; leave `dimensions` out")
+            body["dimensions"] = request.dimensions
+        url = openai_url(request.target.base_url, "embeddings")
+        answer = await ask(self._http, request, url, credential(request.target.api_key), _encode(body))
+        return _read(answer, len(inputs))
+
+
+def _read(answer: bytes, wanted: int) -> tuple[list[bytes], int | None]:
+    try:
+        reply = _decode_reply(answer)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise errors.malformed() from None
+    places = [place if item.index is None else item.index for place, item in enumerate(reply.data)]
+    if sorted(places) != list(range(wanted)):
+        raise errors.malformed()
+    vectors = [b""] * wanted
+    for place, item in zip(places, reply.data, strict=True):
+        vectors[place] = _packed(item.embedding)
+    if not all(vectors) or len({len(vector) for vector in vectors}) != 1:
+        raise errors.malformed()
+    usage = reply.usage or {}
+    used = counts.count(usage.get("prompt_tokens"))
+    return vectors, used if used is not None else counts.count(usage.get("total_tokens"))
+
+
+def _packed(embedding: list[float] | str) -> bytes:
+    """Little-endian float32, whichever way it came."""
+    if isinstance(embedding, str):
+        try:
+            packed = base64.b64decode(embedding, validate=True)
+        except binascii.Error:
+            raise errors.malformed() from None
+        if len(packed) % 4:
+            raise errors.malformed()
+        return packed
+    try:
+        values = array("f", embedding)
+    except OverflowError:
+        raise errors.malformed() from None
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values.tobytes()
