@@ -170,13 +170,14 @@ class UsageRecorder:
             log.warning("spool.not_resent", events=len(self._spool), code=error.code.name)
             self._set_up(False)
             return False
+        self._set_up(True)
         settled = {outcome.call_id for outcome in outcomes if _is_settled(outcome)}
         for call_id in settled:
             self._leases.drop(call_id)
         await self._spool.remove(settled)
         self._homeless = [usage for usage in self._homeless if usage.event.call_id not in settled]
         self._gauge()
-        self._set_up(True)
+        self.on_change()
         return bool(settled)
 
     async def _send(self, batch: Sequence[SpooledUsage], timeout_s: float) -> Sequence[pb.RecordOutcome]:
