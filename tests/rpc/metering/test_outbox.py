@@ -1,0 +1,184 @@
+"""The outbox against a real auth-and-limits server: everything arrives, whatever fails, restarts or repeats.
+
+Owns delivery, coalescing and its survival of crashes; refuses to test what a change says (see test_recording.py).
+"""
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mws.admission.v1 import admission_service_pb2 as admission_pb
+from mws.admission.v1.admission_service_pb2_grpc import (
+    AdmissionServiceServicer,
+    AdmissionServiceStub,
+    add_AdmissionServiceServicer_to_server,
+)
+
+from services.metering import outbox as outbox_module
+from services.metering import translate
+from services.metering.adapters.auth_listener import AuthListener
+from services.metering.adapters.sqlite_ledger import open_ledger
+from services.metering.outbox import Outbox, coalesce
+from services.metering.ports import BalanceNotice
+from services.runtime.callers import BearerCallers, ServiceTokens, mint_secrets, read_token
+from services.runtime.calls import CallerClass, MethodTable
+from services.runtime.channel import connect
+from services.runtime.guard import ServiceGuard
+from services.runtime.logging import EventLog
+from services.runtime.server import GrpcListener, Health
+from tests.contract.metering.building import ACCOUNT, Bookkeeper, a_credit, an_event
+from tests.rpc.metering.serving import ScriptedAuth, running_metering
+
+COST = 26_400
+
+
+class _FakeAdmission(AdmissionServiceServicer):
+    """An AdmissionService of which only BalanceChanged does something."""
+
+    def __init__(self, auth: ScriptedAuth) -> None:
+        self._auth = auth
+
+    async def BalanceChanged(
+        self, request: admission_pb.BalanceChangedRequest, context: Any
+    ) -> admission_pb.BalanceChangedResponse:
+        await self._auth.balances_changed(
+            [
+                BalanceNotice(
+                    0,
+                    change.account_id,
+                    change.seq,
+                    change.balance_nano_usd,
+                    change.lifetime_paid_nano_usd,
+                    tuple(change.closed_call_ids),
+                )
+                for change in request.changes
+            ]
+        )
+        return admission_pb.BalanceChangedResponse()
+
+
+@asynccontextmanager
+async def auth_server(auth: ScriptedAuth, folder: Path, port: int = 0) -> AsyncIterator[int]:
+    """A real gRPC server in front of the scripted auth-and-limits; yields its port."""
+    mint_secrets(folder)
+    table = MethodTable()
+    registry: Any = table
+    add_AdmissionServiceServicer_to_server(_FakeAdmission(auth), registry)  # type: ignore[abstract]
+    guard = ServiceGuard(table, EventLog(io.BytesIO()))
+    listener = GrpcListener(table, guard, BearerCallers(ServiceTokens.read(folder)), Health())
+    try:
+        yield await listener.start(f"127.0.0.1:{port}")
+    finally:
+        await listener.drain(0.0)
+
+
+def real_listener(folder: Path, port: int) -> tuple[AuthListener, Any]:
+    channel = connect(
+        [f"127.0.0.1:{port}"], transport="grpc", token=read_token(folder, CallerClass.METERING), name="auth"
+    )
+    stub: Any = AdmissionServiceStub(channel)
+    return AuthListener(stub), channel
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox_module, "_FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr(outbox_module, "_LONGEST_BACKOFF_S", 0.05)
+
+
+async def test_changes_reach_a_real_server(tmp_path: Path) -> None:
+    auth = ScriptedAuth()
+    async with auth_server(auth, tmp_path / "secrets") as port:
+        listener, channel = real_listener(tmp_path / "secrets", port)
+        async with running_metering(tmp_path, listener) as running:
+            event = translate.event_to_pb(an_event())
+            await running.record(event)
+            await auth.until_closed(event.call_id)
+            assert await running.violations() == []
+        await channel.close()
+
+    assert (auth.balances, auth.seqs) == ({ACCOUNT: -COST}, {ACCOUNT: 1})
+
+
+async def test_changes_wait_for_a_server_that_is_away_and_come_back_to_it(tmp_path: Path) -> None:
+    auth = ScriptedAuth()
+    events = [translate.event_to_pb(an_event()) for _ in range(20)]
+    async with auth_server(auth, tmp_path / "secrets") as port:
+        pass  # it had this port, and is gone
+    listener, channel = real_listener(tmp_path / "secrets", port)
+    async with running_metering(tmp_path, listener) as running:
+        for event in events:
+            await running.record(event)
+        async with auth_server(auth, tmp_path / "secrets", port):
+            await auth.until_closed(*(event.call_id for event in events))
+            assert await running.violations() == []
+    await channel.close()
+
+    assert (auth.balances, auth.seqs) == ({ACCOUNT: -20 * COST}, {ACCOUNT: 20})
+
+
+async def test_a_restart_sends_what_was_not_acknowledged(tmp_path: Path) -> None:
+    auth = ScriptedAuth(is_down=True)
+    events = [translate.event_to_pb(an_event()) for _ in range(5)]
+    async with running_metering(tmp_path, auth) as running:
+        for event in events:
+            await running.record(event)
+    assert auth.closed == []
+
+    auth.is_down = False
+    async with running_metering(tmp_path, auth) as running:
+        await auth.until_closed(*(event.call_id for event in events))
+
+    assert (auth.balances, len(auth.closed)) == ({ACCOUNT: -5 * COST}, 5)
+
+
+async def test_acknowledged_rows_are_deleted_and_remembered(tmp_path: Path) -> None:
+    auth = ScriptedAuth()
+    async with running_metering(tmp_path, auth) as running:
+        event = translate.event_to_pb(an_event())
+        await running.record(event)
+        await auth.until_closed(event.call_id)
+
+    async with open_ledger(tmp_path / "ledger.sqlite3") as store:
+        assert await store.notices(0, 10) == []
+        assert await store.inspect(lambda snapshot: snapshot.notified_seqs()) == {ACCOUNT: 1}
+
+
+async def test_a_backlog_is_sent_coalesced(tmp_path: Path) -> None:
+    auth = ScriptedAuth(is_down=True)
+    events = [translate.event_to_pb(an_event(account_id=f"account-{index % 3}")) for index in range(60)]
+    async with running_metering(tmp_path, auth) as running:
+        for event in events:
+            await running.record(event)
+        before = auth.batches
+        auth.is_down = False
+        await auth.until_closed(*(event.call_id for event in events))
+
+    assert (1, {f"account-{index}": -20 * COST for index in range(3)}) == (auth.batches - before, auth.balances)
+
+
+async def test_a_grant_is_pending_only_until_its_own_row_is_acknowledged(tmp_path: Path) -> None:
+    auth = ScriptedAuth()
+    async with open_ledger(tmp_path / "ledger.sqlite3", write_timeout_s=10.0) as store:
+        outbox = Outbox(store, auth)
+        granted = await Bookkeeper(store).grant(a_credit())
+        is_known_before = await outbox.acknowledged(granted.notice_mark, timeout_s=0.0)
+        delivery = asyncio.get_running_loop().create_task(outbox.run())
+        is_known_after = await outbox.acknowledged(granted.notice_mark, timeout_s=20.0)
+        delivery.cancel()
+
+    assert (is_known_before, is_known_after) == (False, True)
+
+
+def notice(row_id: int, account_id: str, seq: int, *closed: str) -> BalanceNotice:
+    return BalanceNotice(row_id, account_id, seq, 100 * seq, 10 * seq, closed)
+
+
+def test_the_newest_values_win_and_no_closed_call_is_lost() -> None:
+    rows = [notice(1, "a", 1, "x"), notice(2, "b", 7), notice(3, "a", 3, "y"), notice(4, "a", 2, "z", "x")]
+
+    assert [notice(3, "a", 3, "x", "y", "z"), notice(2, "b", 7)] == coalesce(rows)
