@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from services.metering import usage
 from services.metering.adapters.sqlite_ledger import SqliteLedger, open_ledger
 from services.metering.adapters.sqlite_schema import APPEND_ONLY_TABLES, UnknownSchemaError
+from services.metering.charging import UsageEvent
 from services.metering.ledger import CreditKind
 from services.metering.ports import LedgerTransaction, Rejection
-from services.metering.usage import OutcomeKind
+from services.metering.usage import Moment, OutcomeKind, RecordOutcome
 from services.runtime.errors import StoreUnavailableError
 from services.runtime.ids import new_id
 from tests.contract.metering.building import (
@@ -150,9 +152,9 @@ async def test_a_locked_file_is_unavailable_and_recovers(path: Path) -> None:
         assert await books.balance() == (-COST, 0, 0)
 
 
-async def _recorded(books: Bookkeeper, event: object) -> object:
+async def _recorded(books: Bookkeeper, event: UsageEvent) -> RecordOutcome | None:
     try:
-        (outcome,) = await books.record(event)  # type: ignore[arg-type]
+        (outcome,) = await books.record(event)
     except StoreUnavailableError:
         return None
     return outcome
@@ -165,9 +167,7 @@ async def test_a_write_that_was_too_slow_may_land_and_its_resend_finds_it(path: 
         event, gate = an_event(), threading.Event()
         blocked = asyncio.ensure_future(store.commit(lambda _: gate.wait(10)))
         await asyncio.sleep(0)
-        from services.metering import usage
-
-        moment = usage.Moment(NOW_US, new_id)
+        moment = Moment(NOW_US, new_id)
         with pytest.raises(StoreUnavailableError):
             await store.commit(lambda tx: usage.record(tx, [event], moment), 0.01)
         gate.set()
