@@ -123,7 +123,10 @@ class Admissions:
 
     async def open(self, order: Order, call: Call) -> OpenCall:
         """Asks for a hold. Raises what the contract of `Generate` lists for a call that may not run."""
-        check_order(order)
+        try:
+            check_order(order)
+        except InvalidRequestError as error:
+            raise await self.at_fault(error, order.credential, call) from error
         request = self._request(order, call)
         response = await self._admit(request)
         while response.HasField("wait"):
@@ -213,12 +216,12 @@ def _refusal(order: Order, response: pb.AdmitResponse) -> GatewayError:
     refused = response.refused
     retry_in = refused.retry_in.ToTimedelta() if refused.HasField("retry_in") else None
     if refused.reason == pb.Refusal.REASON_CREDIT:
-        metrics.REFUSALS.labels("credit").inc()
+        metrics.refusals("credit").inc()
         return _credit_exhausted(order, response)
     limit, message = _LIMITS.get(refused.reason, _LIMITS[pb.Refusal.REASON_REQUESTS])
     if refused.HasField("ceiling"):
         message = f"the call alone is over the limit of {refused.ceiling} {limit.replace('_', ' ')} per minute"
-    metrics.REFUSALS.labels(limit).inc()
+    metrics.refusals(limit).inc()
     return RateLimitedError(message, retry_in=retry_in, metadata={"limit": limit}, details=[response.limits])
 
 

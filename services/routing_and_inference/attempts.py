@@ -114,7 +114,7 @@ class Attempts:
         visit, self._visit = self._visit, None
         assert visit is not None
         self.made.append(pb.Attempt(upstream=visit.state.target.name, outcome=outcome))
-        metrics.ATTEMPTS.labels(self._profile.slug, visit.state.target.name, kind or outcome).inc()
+        metrics.attempts(self._profile.slug, visit.state.target.name, kind or outcome).inc()
         return visit
 
 

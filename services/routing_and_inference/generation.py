@@ -165,7 +165,7 @@ class Generator:
         events = run.answer.take(batch)
         if events and not had_delivered:
             now_s = asyncio.get_running_loop().time()
-            metrics.FIRST_CONTENT_S.labels(run.opened.profile.slug).observe(now_s - run.call.started)
+            metrics.first_content_s(run.opened.profile.slug).observe(now_s - run.call.started)
         return events
 
     async def _covers(self, run: _Run, slice_end_tokens: int) -> bool:

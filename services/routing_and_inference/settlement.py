@@ -81,14 +81,14 @@ class Settlement:
         usage = SpooledUsage(self._event(opened, ended), opened.hold)
         recorded = self._recorder.submit(usage)
         recorded.add_done_callback(lambda done: self._finish(opened, ended, done))
-        metrics.ENDINGS.labels(opened.profile.slug, pb.Ending.Name(ended.ending).removeprefix("ENDING_").lower()).inc()
+        metrics.endings(opened.profile.slug, pb.Ending.Name(ended.ending).removeprefix("ENDING_").lower()).inc()
         return recorded
 
     def void(self, opened: OpenCall) -> None:
         """The call came to nothing."""
         self._leases.drop(opened.order.call_id)
         self._finisher.void(opened.order.call_id, opened.hold.run_id)
-        metrics.ENDINGS.labels(opened.profile.slug, "void").inc()
+        metrics.endings(opened.profile.slug, "void").inc()
 
     def _finish(self, opened: OpenCall, ended: Ended, recorded: Recorded) -> None:
         hold = opened.hold
@@ -99,8 +99,8 @@ class Settlement:
             self._leases.drop(hold.call_id)
             if outcome.HasField("charged_nano_usd"):
                 finished.cost_nano_usd = outcome.charged_nano_usd
-            metrics.TOKENS.labels(opened.profile.slug, "input").inc(outcome.charged.input_tokens)
-            metrics.TOKENS.labels(opened.profile.slug, "output").inc(outcome.charged.output_tokens)
+            metrics.tokens(opened.profile.slug, "input").inc(outcome.charged.input_tokens)
+            metrics.tokens(opened.profile.slug, "output").inc(outcome.charged.output_tokens)
         self._finisher.finish(finished)
 
     def _event(self, opened: OpenCall, ended: Ended) -> pb.UsageEvent:

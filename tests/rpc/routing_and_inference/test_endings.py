@@ -1,6 +1,7 @@
 """Every way a call can end: what is recorded, what is charged for, and what the caller is told."""
 
 import asyncio
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from mws.inference.v1 import generation_pb2 as pb
 from mws.metering.v1 import metering_service_pb2 as metering_pb
 
 from services.routing_and_inference.bounding import SLICE_TOKENS
-from services.routing_and_inference.ports import FailureKind, UpstreamFailure
+from services.routing_and_inference.ports import FailureKind, UpstreamFailure, UpstreamRequest
 from services.runtime import errors
 from services.runtime.calls import CancelReason
 from tests.rpc.routing_and_inference.world import (
@@ -46,7 +47,7 @@ def the_failure(error: errors.GatewayError) -> pb.GenerationFailure:
 
 
 async def test_a_refusal_of_the_model_is_recorded_as_one(tmp_path: Path) -> None:
-    async def refuse(request):
+    async def refuse(request: UpstreamRequest) -> AsyncIterator[Sequence[pb.GenerationEvent]]:
         yield [started(request), finished(pb.FINISH_REASON_REFUSAL, input_tokens=3, output_tokens=0)]
 
     async with a_world(tmp_path, refuse) as world:
@@ -74,7 +75,7 @@ async def test_a_cut_after_content_is_a_typed_error_and_charged_as_delivered(tmp
 
 
 async def test_an_upstream_that_just_stops_is_a_cut(tmp_path: Path) -> None:
-    async def stop(request):
+    async def stop(request: UpstreamRequest) -> AsyncIterator[Sequence[pb.GenerationEvent]]:
         yield [started(request)]
         yield [text("and then")]
 

@@ -1,8 +1,10 @@
 """`Generate` as its callers see it: the order of events, refusals, and what admission hears."""
 
 import asyncio
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mws.admission.v1 import admission_service_pb2 as admission_pb
@@ -10,7 +12,7 @@ from mws.common.v1.credential_pb2 import Credential
 from mws.inference.v1 import generation_pb2 as pb
 from mws.metering.v1 import metering_service_pb2 as metering_pb
 
-from services.routing_and_inference.ports import FailureKind, UpstreamFailure
+from services.routing_and_inference.ports import FailureKind, UpstreamFailure, UpstreamRequest
 from services.runtime import errors
 from services.runtime.calls import Caller, CallerClass
 from tests.rpc.routing_and_inference.world import (
@@ -57,7 +59,7 @@ async def test_admitted_leaves_before_the_upstream_has_said_anything(tmp_path: P
     async with a_world(tmp_path) as world:
         gate = asyncio.Event()
 
-        async def behave(request):
+        async def behave(request: UpstreamRequest) -> AsyncIterator[Sequence[pb.GenerationEvent]]:
             await gate.wait()
             yield [text("x")]
 
@@ -267,3 +269,42 @@ async def test_an_only_upstream_gets_a_second_chance_after_a_hiccup(tmp_path: Pa
 
         assert kinds(events)[-1] == "finished"
         assert [request.attempt for request in world.upstream.requests] == [1, 2]
+
+
+async def test_a_running_call_of_the_same_idempotency_key_is_waited_for(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        earlier = admission_pb.EarlierCall(call_id="an earlier call")
+        world.admission.earlier = [admission_pb.AdmitResponse(wait=earlier, limits=LIMITS, account_id=ACCOUNT)]
+        events = await world.generate(a_request(idempotency_key="k", body_sha256=bytes(32)))
+
+        assert kinds(events)[-1] == "finished"  # the earlier one came to nothing, so this one runs
+        assert world.admission.awaited == ["an earlier call"]
+        assert world.admission.asked[0] == world.admission.asked[1]
+
+
+async def test_an_answer_that_was_not_kept_is_not_made_again(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        earlier = admission_pb.EarlierCall(call_id="an earlier call")
+        world.admission.earlier = [admission_pb.AdmitResponse(replay=earlier, limits=LIMITS, account_id=ACCOUNT)]
+        with pytest.raises(errors.IdempotencyKeyReusedError):
+            await world.generate(a_request(idempotency_key="k", body_sha256=bytes(32)))
+        assert world.upstream.requests == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        pytest.param({"idempotency_key": "k"}, "body_sha256", id="a key without the body's digest"),
+        pytest.param({"idempotency_key": "k" * 256, "body_sha256": bytes(32)}, "idempotency_key", id="a long key"),
+        pytest.param({"application": "a" * 129}, "application", id="a long application"),
+        pytest.param({"call_id": "42"}, "call_id", id="an id of another form"),
+        pytest.param({"call_id": "0192AAAA-0000-7000-8000-000000000001"}, "call_id", id="an id in capitals"),
+    ],
+)
+async def test_a_broken_rule_of_the_call_names_its_field(tmp_path: Path, fields: dict[str, Any], field: str) -> None:
+    async with a_world(tmp_path) as world:
+        with pytest.raises(errors.InvalidRequestError) as caught:
+            await world.generate(a_request(**fields))
+
+        assert [violation.field for violation in caught.value.violations] == [field]
+        assert world.admission.asked == []

@@ -5,12 +5,13 @@ Owns the fakes and their wiring; the service itself is the real one, reached ove
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import grpc
 from mws.admission.v1 import admission_service_pb2 as admission_pb
 from mws.admission.v1.admission_service_pb2_grpc import (
     AdmissionServiceServicer,
@@ -82,6 +83,8 @@ class FakeAdmission(AdmissionServiceServicer):
         self.voided: list[str] = []
         self.renewed: list[admission_pb.Hold] = []
         self.gone: list[str] = []
+        self.awaited: list[str] = []
+        self.earlier: list[admission_pb.AdmitResponse] = []  # answers that come before an ordinary one
         self.refusal: admission_pb.Refusal | None = None
         self.error: GatewayError | None = None
         self.extensions_left = 1_000
@@ -91,6 +94,8 @@ class FakeAdmission(AdmissionServiceServicer):
         if self.error is not None:
             raise self.error
         self.asked.append(request)
+        if self.earlier:
+            return self.earlier.pop(0)
         if self.refusal is not None:
             return admission_pb.AdmitResponse(refused=self.refusal, limits=LIMITS, account_id=ACCOUNT)
         known = self.holds.get(request.call_id)
@@ -138,6 +143,17 @@ class FakeAdmission(AdmissionServiceServicer):
             self.changed.notify_all()
         return admission_pb.VoidResponse()
 
+    async def BalanceChanged(
+        self, request: admission_pb.BalanceChangedRequest, context: Any
+    ) -> admission_pb.BalanceChangedResponse:
+        raise NotImplementedError
+
+    async def AwaitOutcome(
+        self, request: admission_pb.AwaitOutcomeRequest, context: Any
+    ) -> admission_pb.AwaitOutcomeResponse:
+        self.awaited.append(request.call_id)
+        return admission_pb.AwaitOutcomeResponse()
+
     async def GetLimits(self, request: admission_pb.GetLimitsRequest, context: Any) -> admission_pb.GetLimitsResponse:
         if request.credential != KEY:
             raise InvalidCredentialError("the credential is not valid")
@@ -181,6 +197,11 @@ class FakeMetering(MeteringServiceServicer):
         outcome.charged_nano_usd = CHARGED
         outcome.repeated = event.call_id in self.posted
         self.posted.setdefault(event.call_id, event)
+
+    async def ResolveOutcomes(
+        self, request: metering_pb.ResolveOutcomesRequest, context: Any
+    ) -> metering_pb.ResolveOutcomesResponse:
+        raise NotImplementedError
 
     async def RegisterPriceBook(
         self, request: metering_pb.RegisterPriceBookRequest, context: Any
@@ -258,7 +279,7 @@ def answers(*batches: Sequence[GenerationEvent], **usage: int) -> Behaviour:
         yield [started(request)]
         for batch in batches:
             yield batch
-        yield [finished(**usage)]
+        yield [finished(pb.FINISH_REASON_STOP, **usage)]
 
     return behave
 
@@ -292,7 +313,7 @@ def small_catalogue() -> Catalogue:
     """`plain` (two upstreams), `single` (one), `seer` (with vision), `vectors`, `ranks`."""
     price = Price(input_nano_usd=10, output_nano_usd=100)
     two = (UpstreamTarget("first", "scripted", priority=0), UpstreamTarget("second", "scripted", priority=1))
-    size = {"context_tokens": 20_000, "max_output_tokens": 8_000}
+    size: dict[str, Any] = {"context_tokens": 20_000, "max_output_tokens": 8_000}
     one = (UpstreamTarget("only", "scripted"),)
     return Catalogue(
         [
@@ -339,7 +360,7 @@ class World:
         """A stub of InferenceService for a caller."""
         channel = InProcessChannel(self.service.table, self.guard, caller)
         self.links.append(channel)
-        return InferenceServiceStub(channel)  # type: ignore[arg-type]
+        return InferenceServiceStub(as_channel(channel))
 
     async def generate(self, request: service_pb.GenerateRequest) -> list[GenerationEvent]:
         """All events of a call."""
@@ -360,11 +381,16 @@ async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
             await asyncio.sleep(0)
 
 
-def channel_to(add: Callable[[Any, Any], None], servicer: object, caller: Caller) -> tuple[InProcessChannel, Any]:
+def as_channel(channel: InProcessChannel) -> grpc.aio.Channel:
+    """What generated stubs are typed to take."""
+    return cast("grpc.aio.Channel", channel)
+
+
+def channel_to(add: Callable[[Any, Any], None], servicer: object, caller: Caller) -> InProcessChannel:
     """An in-process channel to one servicer."""
     table = MethodTable()
     add(servicer, table)
-    return InProcessChannel(table, ServiceGuard(table, configure_logging(process="test", level="error")), caller), table
+    return InProcessChannel(table, ServiceGuard(table, configure_logging(process="test", level="error")), caller)
 
 
 @asynccontextmanager
@@ -374,26 +400,28 @@ async def a_world(directory: Path, *behaviours: Behaviour, catalogue: Catalogue 
     admission, metering = FakeAdmission(), FakeMetering()
     upstream, vectors = ScriptedUpstream(*(behaviours or (answers([text("Hi")]),))), ScriptedVectors()
     runner = Caller(CallerClass.INFERENCE, "inference-0")
-    to_admission, _ = channel_to(add_AdmissionServiceServicer_to_server, admission, runner)
-    to_metering, _ = channel_to(add_MeteringServiceServicer_to_server, metering, runner)
+    to_admission = channel_to(add_AdmissionServiceServicer_to_server, admission, runner)
+    to_metering = channel_to(add_MeteringServiceServicer_to_server, metering, runner)
     spool = Spool.open(directory / "spool", "inference-0", max_bytes=8 * 1024 * 1024)
     dialects = Dialects({"scripted": upstream}, {"scripted": vectors}, {"scripted": vectors})
-    outside = Outside(AdmissionServiceStub(to_admission), MeteringServiceStub(to_metering), spool, dialects)  # type: ignore[arg-type]
+    outside = Outside(
+        AdmissionServiceStub(as_channel(to_admission)), MeteringServiceStub(as_channel(to_metering)), spool, dialects
+    )
     service = wire(catalogue or small_catalogue(), outside, runner="inference-0/boot")
     guard = ServiceGuard(service.table, log)
     world = World(admission, metering, upstream, vectors, service, spool, guard)
     world.inference = world.connect(EDGE)
     admin = InProcessChannel(service.table, guard, Caller(CallerClass.ADMIN, "admin"))
-    world.catalog, world.routing = CatalogServiceStub(admin), RoutingServiceStub(admin)  # type: ignore[arg-type]
+    world.catalog, world.routing = CatalogServiceStub(as_channel(admin)), RoutingServiceStub(as_channel(admin))
     world.links += [admin, to_admission, to_metering]
     await service.prices.register()
-    background: list[Callable[[], Awaitable[None]]] = [
+    background: list[Callable[[], Coroutine[Any, Any, None]]] = [
         service.recorder.run,
         service.recorder.resend,
         service.finisher.run,
         service.leases.run,
     ]
-    tasks = [asyncio.create_task(work()) for work in background]  # type: ignore[arg-type]
+    tasks = [asyncio.create_task(work()) for work in background]
     try:
         yield world
     finally:

@@ -54,10 +54,14 @@ company_proxy:
 """
 
 
+def no_secret(variable: str) -> None:
+    """An environment in which nothing is set."""
+
+
 def test_the_packaged_catalogue_has_the_products_table() -> None:
     profiles = [
         profile
-        for profile in catalog_file.load(catalog_file.PACKAGED, {}.get).profiles
+        for profile in catalog_file.load(catalog_file.PACKAGED, no_secret).profiles
         if profile.kind is Kind.GENERATION
     ]
 
@@ -76,7 +80,7 @@ def test_the_packaged_catalogue_has_the_products_table() -> None:
 
 
 def test_the_packaged_catalogue_needs_no_provider() -> None:
-    catalogue = catalog_file.load(catalog_file.PACKAGED, {}.get)
+    catalogue = catalog_file.load(catalog_file.PACKAGED, no_secret)
 
     assert {t.dialect for profile in catalogue.profiles for t in profile.upstreams} == {"simulated"}
     assert {profile.kind for profile in catalogue.profiles} == set(Kind)
@@ -87,7 +91,7 @@ def test_a_broken_file_names_itself_the_path_and_the_rule(file: Path) -> None:
     expected = file.read_text().splitlines()[0].removeprefix("# expect: ")
 
     with pytest.raises(catalog_file.CatalogError) as caught:
-        catalog_file.load(file, {}.get)
+        catalog_file.load(file, no_secret)
 
     lines = str(caught.value).splitlines()
     plain, pattern = f"{file}: {expected}", rf"{re.escape(str(file))}: {expected}"
@@ -99,20 +103,20 @@ def test_every_broken_rule_is_told_at_once(tmp_path: Path) -> None:
     file.write_text("default_profile: 1\nprofiles: {a: {}}\n")
 
     with pytest.raises(catalog_file.CatalogError) as caught:
-        catalog_file.load(file, {}.get)
+        catalog_file.load(file, no_secret)
 
     assert len(caught.value.problems) >= 5
 
 
 def test_a_file_that_is_not_there_is_named() -> None:
     with pytest.raises(catalog_file.CatalogError, match=r"nowhere\.yaml: the file: cannot be read"):
-        catalog_file.load(Path("nowhere.yaml"), {}.get)
+        catalog_file.load(Path("nowhere.yaml"), no_secret)
 
 
 def test_a_whole_file_is_read(tmp_path: Path) -> None:
     file = tmp_path / "catalog.yaml"
     file.write_text(WHOLE)
-    catalogue = catalog_file.load(file, {"A_KEY": "s3cret"}.get)
+    catalogue = catalog_file.load(file, lambda name: {"A_KEY": "s3cret"}.get(name))
 
     dragon, vectors, ranks = catalogue.profiles
     assert dragon.upstreams == (

@@ -1,7 +1,7 @@
 """Reading a prompt: what is refused, what counts, and what an image leaves behind."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 from google.protobuf.json_format import ParseDict
@@ -14,11 +14,11 @@ from services.routing_and_inference.prompt import drop_images, read_prompt
 from services.runtime.errors import InvalidRequestError
 
 
-def generation(*messages: dict[str, object], **fields: object) -> pb.Generation:
+def generation(*messages: Mapping[str, object], **fields: object) -> pb.Generation:
     return ParseDict({"messages": list(messages), **fields}, pb.Generation())
 
 
-def user(*content: dict[str, object]) -> dict[str, object]:
+def user(*content: Mapping[str, object]) -> dict[str, object]:
     return {"role": "ROLE_USER", "content": list(content)}
 
 
