@@ -21,9 +21,11 @@ from edge.metrics import EdgeMetrics
 from edge.pipeline import Pipeline, PipelineRules
 from edge.relay import StreamTimes
 from edge.routes.chat_completions import chat_routes
+from edge.routes.embeddings import embedding_routes
 from edge.routes.messages import message_routes
 from edge.routes.models import model_routes
 from edge.routes.ops import ops_routes
+from edge.routes.rerank import rerank_routes
 from edge.settings import Settings
 from services.runtime.calls import CallerClass
 from services.runtime.errors import GatewayError
@@ -86,7 +88,13 @@ def build_pipeline(settings: Settings, process: Process, metrics: EdgeMetrics) -
 
 def all_routes(pipeline: Pipeline) -> dict[tuple[str, str], Route]:
     """Every route of the public API."""
-    return {**message_routes(pipeline), **chat_routes(pipeline), **model_routes(pipeline)}
+    return {
+        **message_routes(pipeline),
+        **chat_routes(pipeline),
+        **model_routes(pipeline),
+        **embedding_routes(pipeline),
+        **rerank_routes(pipeline),
+    }
 
 
 async def run(settings: Settings) -> None:

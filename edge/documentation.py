@@ -10,7 +10,9 @@ from fastapi import FastAPI
 
 from edge.anthropic import schema as anthropic
 from edge.openai import schema as openai
+from edge.routes.embeddings import EmbeddingsReply, EmbeddingsRequest
 from edge.routes.models import Model, ModelList
+from edge.routes.rerank import RerankReply, RerankRequest
 
 _REF = "#/components/schemas/{name}"
 _LIMIT_HEADERS = {
@@ -45,7 +47,7 @@ _STRUCTS: dict[str, list[type[msgspec.Struct]]] = {
         anthropic.ErrorReply,
     ],
     "OpenAI": [openai.ChatRequest, openai.ChatReply, openai.ErrorReply],
-    "": [Model, ModelList],
+    "": [Model, ModelList, EmbeddingsRequest, EmbeddingsReply, RerankRequest, RerankReply],
 }
 
 
@@ -151,6 +153,8 @@ def _paths() -> dict[str, Any]:
         "/v1/chat/completions": _post(
             "Create a chat completion", "OpenAI", "OpenAIChatRequest", "OpenAIChatReply", streams=True
         ),
+        "/v1/embeddings": _post("Create embeddings", "OpenAI", "EmbeddingsRequest", "EmbeddingsReply", streams=False),
+        "/v1/rerank": _post("Rank documents", "OpenAI", "RerankRequest", "RerankReply", streams=False),
         "/v1/models": {"get": models},
         "/v1/models/{id}": {"get": model},
     }

@@ -67,7 +67,7 @@ class Front:
         if path in self._methods:
             allowed = sorted(self._methods[path])
             return lambda exchange: _refuse_method(exchange, allowed), path
-        if path == "/v1" or path.startswith("/v1/"):
+        if path == "/v1" or path.startswith(("/v1/", "/v2/")):
             return _refuse_path, "unknown"
         return None
 
@@ -138,7 +138,7 @@ def _trace_of(exchange: Exchange) -> str:
 
 def plain_path(path: str) -> str:
     """The path with repeated leading `/v1` made one: SDKs append theirs to a base URL that has it already."""
-    while path.startswith("/v1/v1/"):
+    while path.startswith(("/v1/v1/", "/v1/v2/")):
         path = path[3:]
     return path
 

@@ -48,6 +48,7 @@ class _Scan:
         self._raw = raw
         self._closers: list[int] = []
         self._expects_key = False
+        self._is_broken = False  # not cut, but wrong
         self._keep = 0  # length of the prefix that may stay
         self._kept_closers: list[int] = []
 
@@ -55,6 +56,8 @@ class _Scan:
         at: int | None = 0
         while at is not None and at < len(self._raw):
             at = self._step(at)
+        if self._is_broken:
+            return None
         return self._raw[: self._keep] + bytes(reversed(self._kept_closers)) if self._keep else None
 
     def _step(self, at: int) -> int | None:
@@ -64,7 +67,8 @@ class _Scan:
             self._expects_key = byte == _OPEN_OBJECT
             return self._mark(at + 1)
         if byte in b"}]":
-            return self._mark(at + 1) if self._closers and self._closers.pop() == byte else None
+            self._is_broken = not self._closers or self._closers.pop() != byte
+            return None if self._is_broken else self._mark(at + 1)
         if byte in b",: \t\r\n":
             self._punctuate(byte)
             return at + 1

@@ -6,8 +6,10 @@ Owns the order of those steps and which failure wins; refuses to know either dia
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from mws.common.v1 import token_usage_pb2
 from mws.inference.v1 import generation_pb2 as pb
@@ -17,7 +19,7 @@ from edge.answer import Head
 from edge.ask import Ask
 from edge.bodies import read_body
 from edge.clients import Admission, Inference
-from edge.exchange import ClientGoneError, Exchange, Spawn
+from edge.exchange import Exchange, Spawn
 from edge.gate import Gate
 from edge.metrics import EdgeMetrics
 from edge.problems import BadFieldError
@@ -32,6 +34,7 @@ from services.runtime.errors import (
     reason_name,
 )
 
+T = TypeVar("T")
 LARGE_BODY_BYTES = 4 << 20
 _IDEMPOTENCY_KEY_MAX = 255
 
@@ -68,11 +71,16 @@ class Pipeline:
 
     # ---- what every authenticated route does ----
 
-    async def authenticate(self, exchange: Exchange) -> bytes:
-        """Asks who pays, takes nothing; notes the limits for the answer's headers. Returns the key's digest."""
-        digest = self.gate.admit(exchange)
-        await self.look_up(exchange, digest)
-        return digest
+    @asynccontextmanager
+    async def failures(self, exchange: Exchange, shape: Shape) -> AsyncIterator[bytes]:
+        """Surrounds the work of a route: yields the key's digest, answers whatever failure comes out."""
+        digest: bytes | None = None
+        try:
+            digest = self.gate.admit(exchange)
+            yield digest
+            self.gate.welcome(digest)
+        except GatewayError as error:
+            await self._fail(exchange, shape, error, digest)
 
     async def look_up(self, exchange: Exchange, digest: bytes) -> None:
         """Notes who pays, and the limits for the answer's headers."""
@@ -81,21 +89,42 @@ class Pipeline:
         exchange.account_id = answer.account_id
         exchange.limits = answer.limits
 
-    async def read(self, exchange: Exchange, digest: bytes, parse: Callable[[bytes], Ask]) -> tuple[Ask, bytes]:
-        """Reads and parses the body. When that fails, a bad key is worse news, and the limits are still told."""
+    async def read_body(self, exchange: Exchange, digest: bytes) -> bytes:
+        """The request's body. When it is refused, a bad key is worse news, and the limits are still told."""
         try:
-            body = await read_body(exchange, self.rules.body_limit_bytes)
-            if len(body) <= LARGE_BODY_BYTES:
-                return parse(body), body
-            async with self._large_body:  # decoding does not yield: one at a time, others get a turn in between
-                ask = parse(body)
-                await asyncio.sleep(0)
-                return ask, body
+            return await read_body(exchange, self.rules.body_limit_bytes)
         except (BadFieldError, MessageTooLargeError):
             await self.look_up(exchange, digest)
             raise
 
-    async def fail(self, exchange: Exchange, shape: Shape, error: GatewayError, digest: bytes | None = None) -> None:
+    async def parse(self, exchange: Exchange, digest: bytes, parse: Callable[[], T]) -> T:
+        """What a parser makes of the body; its complaints are treated as those of `read_body`."""
+        try:
+            return parse()
+        except BadFieldError:
+            await self.look_up(exchange, digest)
+            raise
+
+    async def ask(self, exchange: Exchange, digest: bytes, read: Callable[[bytes], Ask]) -> tuple[Ask, bytes]:
+        """The request, read; and its body."""
+        body = await self.read_body(exchange, digest)
+        if len(body) <= LARGE_BODY_BYTES:
+            return await self.parse(exchange, digest, lambda: read(body)), body
+        async with self._large_body:  # decoding does not yield: one at a time, and others get a turn in between
+            ask = await self.parse(exchange, digest, lambda: read(body))
+            await asyncio.sleep(0)
+            return ask, body
+
+    def idempotency(self, exchange: Exchange, body: bytes) -> tuple[str, bytes]:
+        """The caller's `Idempotency-Key` and the body's digest; both empty without one."""
+        key = exchange.header(b"idempotency-key")
+        if not key:
+            return "", b""
+        if len(key) > _IDEMPOTENCY_KEY_MAX:
+            raise BadFieldError((), "value", f"Idempotency-Key may have at most {_IDEMPOTENCY_KEY_MAX} characters")
+        return key.decode("latin-1"), hashlib.sha256(body).digest()
+
+    async def _fail(self, exchange: Exchange, shape: Shape, error: GatewayError, digest: bytes | None = None) -> None:
         """Answers a failure: as a status while the head is here, else as the stream's last event."""
         if isinstance(error, InvalidCredentialError) and digest is not None:
             try:
@@ -116,31 +145,19 @@ class Pipeline:
 
     async def generate(self, exchange: Exchange, shape: Shape) -> None:
         """Serves POST /v1/messages or /v1/chat/completions."""
-        digest: bytes | None = None
-        try:
-            digest = self.gate.admit(exchange)
-            ask, body = await self.read(exchange, digest, shape.read)
+        async with self.failures(exchange, shape) as digest:
+            ask, body = await self.ask(exchange, digest, shape.read)
             if ask.generates_nothing:
                 await self._answer_nothing(exchange, shape, ask, digest)
-                return
-            await self._generate(exchange, shape, ask, self._request(exchange, ask, digest, body))
-            self.gate.welcome(digest)
-        except ClientGoneError:
-            return
-        except GatewayError as error:
-            await self.fail(exchange, shape, error, digest)
+            else:
+                await self._generate(exchange, shape, ask, self._request(exchange, ask, digest, body))
 
     def _request(self, exchange: Exchange, ask: Ask, digest: bytes, body: bytes) -> inference_pb.GenerateRequest:
         request = inference_pb.GenerateRequest(
             call_id=exchange.call_id, model=ask.model, generation=ask.generation, dialect=ask.dialect
         )
         request.credential.api_key_sha256 = digest
-        key = exchange.header(b"idempotency-key")
-        if key:
-            if len(key) > _IDEMPOTENCY_KEY_MAX:
-                raise BadFieldError((), "value", f"Idempotency-Key may have at most {_IDEMPOTENCY_KEY_MAX} characters")
-            request.idempotency_key = key.decode("latin-1")
-            request.body_sha256 = hashlib.sha256(body).digest()
+        request.idempotency_key, request.body_sha256 = self.idempotency(exchange, body)
         return request
 
     async def _generate(

@@ -58,7 +58,7 @@ def render_event(error: GatewayError, call_id: str) -> bytes:
 
 def _failure(error: GatewayError) -> Failure:
     if isinstance(error, BadFieldError):
-        return Failure(400, _field_message(error))
+        return Failure(400, _field_message(error), retries=False)
     return failure_of(error, overloaded_status=529)
 
 

@@ -8,7 +8,6 @@ from edge.exchange import Exchange
 from edge.front import Route
 from edge.pipeline import Pipeline
 from edge.shapes import ANTHROPIC
-from services.runtime.errors import GatewayError
 
 
 def message_routes(pipeline: Pipeline) -> dict[tuple[str, str], Route]:
@@ -18,14 +17,10 @@ def message_routes(pipeline: Pipeline) -> dict[tuple[str, str], Route]:
         await pipeline.generate(exchange, ANTHROPIC)
 
     async def count_tokens(exchange: Exchange) -> None:
-        digest: bytes | None = None
-        try:
-            digest = pipeline.gate.admit(exchange)
-            ask, _ = await pipeline.read(exchange, digest, read_count_tokens)
+        async with pipeline.failures(exchange, ANTHROPIC) as digest:
+            ask, _ = await pipeline.ask(exchange, digest, read_count_tokens)
             await pipeline.look_up(exchange, digest)
             count = await pipeline.inference.count_tokens(ask)
             await exchange.respond(200, b'{"input_tokens":%d}' % count, [])
-        except GatewayError as error:
-            await pipeline.fail(exchange, ANTHROPIC, error, digest)
 
     return {("POST", "/v1/messages"): messages, ("POST", "/v1/messages/count_tokens"): count_tokens}

@@ -15,7 +15,7 @@ from edge.exchange import Exchange
 from edge.front import Route, shape_for
 from edge.pipeline import Pipeline
 from edge.problems import bad_value
-from services.runtime.errors import GatewayError, NotFoundError
+from services.runtime.errors import NotFoundError
 
 _encode = msgspec.json.Encoder().encode
 _LIMIT_MAX = 1000
@@ -104,9 +104,7 @@ def model_routes(pipeline: Pipeline) -> dict[tuple[str, str], Route]:
     """The routes, by method and path."""
 
     async def answer(exchange: Exchange, name: str | None) -> None:
-        digest: bytes | None = None
-        try:
-            digest = pipeline.gate.admit(exchange)
+        async with pipeline.failures(exchange, shape_for(exchange)) as digest:
             await pipeline.look_up(exchange, digest)
             if name is None:
                 page = page_from(exchange.scope["query_string"])
@@ -115,8 +113,6 @@ def model_routes(pipeline: Pipeline) -> dict[tuple[str, str], Route]:
             else:
                 body = _encode(model_of(await _find(pipeline, name), name))
             await exchange.respond(200, body, [])
-        except GatewayError as error:
-            await pipeline.fail(exchange, shape_for(exchange), error, digest)
 
     async def list_models(exchange: Exchange) -> None:
         await answer(exchange, None)
