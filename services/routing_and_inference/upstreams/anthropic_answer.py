@@ -74,12 +74,18 @@ class _Block:
 
 
 class AnthropicAnswer:
-    """One per answer. `keeps_opaque`: the caller speaks this dialect, so blocks without a neutral form reach it."""
+    """One per answer. `keeps_opaque`: the caller speaks this dialect, so blocks without a neutral form reach it.
 
-    def __init__(self, runs: RunWriter, tool_id: Callable[[str], str], *, keeps_opaque: bool) -> None:
+    `cites`: texts may have citations, which follow the text that they belong to; so such texts wait for their end.
+    """
+
+    def __init__(
+        self, runs: RunWriter, tool_id: Callable[[str], str], *, keeps_opaque: bool, cites: bool = False
+    ) -> None:
         self._runs = runs
         self._tool_id = tool_id
         self._keeps_opaque = keeps_opaque
+        self._cites = cites
         self._blocks: dict[int, _Block] = {}
         self._stop_reason = ""
         self._stop_sequence = ""
@@ -105,7 +111,7 @@ class AnthropicAnswer:
         try:
             event = _decode_event(payload)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            return self._feed_unusual(payload)
+            return self._feed_unusual(name, payload)
         kind = event.type or name.decode("latin-1")
         if kind == "content_block_delta" and event.delta is not None:
             self._read_delta(event.index, event.delta)
@@ -133,7 +139,7 @@ class AnthropicAnswer:
         event.finished.usage.CopyFrom(self._usage)
         return event
 
-    def _feed_unusual(self, payload: bytes) -> bool:
+    def _feed_unusual(self, name: bytes, payload: bytes) -> bool:
         """Fields of unusual types, a `[DONE]` of somebody who speaks two dialects, or no JSON at all."""
         text = payload.strip()
         if not text or text.startswith(b"[DONE]"):
@@ -143,13 +149,13 @@ class AnthropicAnswer:
         if kind == "message":
             self._read_message(body)
             return False
-        if kind == "error" or "error" in body:
+        if kind == "error" or "error" in body or name == b"error":
             raise errors.of_error_in_answer(body)
         try:
             event = msgspec.convert(body, _Event, strict=False)
         except msgspec.ValidationError:
             raise errors.malformed() from None
-        return self.feed(b"", _encode(event))
+        return self.feed(name, _encode(event))
 
     def _read_start(self, event: _Event) -> None:
         if not self.begun:  # a second one is a splice of the upstream's: its envelope says nothing new
@@ -171,7 +177,7 @@ class AnthropicAnswer:
         self._end_block(index)
         self.begun = True
         kind = start.get("type") or _TEXT
-        cited = kind == _TEXT and self._keeps_opaque and isinstance(start.get("citations"), list)
+        cited = kind == _TEXT and self._keeps_opaque and (self._cites or isinstance(start.get("citations"), list))
         block = self._blocks[index] = _Block(kind if kind in {_TEXT, _THINKING, _TOOL} and not cited else _WHOLE, start)
         if block.kind == _TOOL:
             block.call = self._runs.tool_call(self._tool_id(str(start.get("id") or "")), str(start.get("name") or ""))

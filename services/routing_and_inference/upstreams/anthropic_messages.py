@@ -34,14 +34,30 @@ class AnthropicMessages:
 def _prepare(request: UpstreamRequest) -> Prepared:
     written = write_request(request)
     runs = RunWriter(mint_tool_call_id)
-    tool_id = tool_ids.decode if written.encodes_ids else str
+    native = request.dialect == pb.DIALECT_ANTHROPIC
+    answer = AnthropicAnswer(
+        runs,
+        tool_ids.decode if written.encodes_ids else str,
+        keeps_opaque=native,
+        cites=native and _wants_citations(request.generation),
+    )
     return Prepared(
         url=versioned_url(request.target.base_url, "v1/messages"),
         headers=_headers(request),
         body=written.body,
-        answer=AnthropicAnswer(runs, tool_id, keeps_opaque=request.dialect == pb.DIALECT_ANTHROPIC),
+        answer=answer,
         runs=runs,
     )
+
+
+def _wants_citations(generation: pb.Generation) -> bool:
+    """Some block asks for them; the members of blocks that have no name here are only searched, never read."""
+    for message in generation.messages:
+        for block in message.content:
+            for inner in (block, *block.tool_result.content):
+                if '"citations"' in inner.extra_json or '"citations"' in inner.opaque.json:
+                    return True
+    return False
 
 
 def _headers(request: UpstreamRequest) -> dict[str, str]:
