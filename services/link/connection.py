@@ -24,6 +24,10 @@ from services.link.reassembly import ProtocolViolationError
 from services.runtime.errors import GatewayError
 
 
+_BROKEN = (grpc.aio.AioRpcError, grpc.aio.BaseError, asyncio.InvalidStateError)
+"""What reads and writes raise on a stream that has ended."""
+
+
 class DialError(Exception):
     """An endpoint does not answer as one of our servers."""
 
@@ -62,7 +66,7 @@ class Connection:
             async with asyncio.timeout(self._options.connect_timeout_s):
                 await self._stream.write(_hello(identity))
                 answer = await self._stream.read()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError) as error:
+        except (*_BROKEN, TimeoutError) as error:
             await self._end_stream()
             raise DialError(_describe(error)) from error
         except asyncio.CancelledError:
@@ -86,7 +90,7 @@ class Connection:
             while (batch := await self._stream.read()) is not EOF:
                 liveness.silent_ticks = 0
                 self.link.on_batch(batch)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, ProtocolViolationError):
+        except (*_BROKEN, ProtocolViolationError):
             pass  # whatever broke it, the calls learn the same
         except asyncio.CancelledError:
             if not self._silent:
@@ -118,7 +122,7 @@ class Connection:
         self._stream.cancel()
 
     async def _write(self) -> None:
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        with contextlib.suppress(*_BROKEN):
             await self._pump.run(self._stream.write)
             await self._stream.done_writing()
 

@@ -43,6 +43,8 @@ class LinkServicer(LinkServiceServicer):
     async def Open(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
         """Serves one link until its client half-closes, or is lost."""
         hello, caller = await self._greet(context)
+        if self._draining:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "draining")
         loop = asyncio.get_running_loop()
         pump = Pump(loop, OpenResponse)
         _say_hello(pump)
@@ -79,8 +81,6 @@ class LinkServicer(LinkServiceServicer):
 
     async def _greet(self, context: Any) -> tuple[Hello, Caller]:
         """Reads HELLO and finds out who speaks; ends the stream otherwise."""
-        if self._draining:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "draining")
         try:
             async with asyncio.timeout(self._options.connect_timeout_s):
                 first = await context.read()
@@ -143,7 +143,7 @@ class LinkListener:
     async def drain(self, grace_s: float) -> None:
         """Takes no more links, lets running calls end for `grace_s`, cancels the rest, and stops listening."""
         await self._servicer.drain(grace_s)
-        await self._server.stop(None)
+        await self._server.stop(_LAST_WORDS_S)
 
 
 def _say_hello(pump: Pump) -> None:
@@ -156,7 +156,7 @@ def _say_hello(pump: Pump) -> None:
 
 
 async def _write(pump: Pump, context: Any) -> None:
-    with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.AbortError, asyncio.InvalidStateError):
+    with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
         await pump.run(context.write)
 
 

@@ -45,6 +45,8 @@ class Call:
     """The context that every servicer method receives, over plain gRPC, the link and in process alike.
 
     `facts` are fields that a handler adds to the call's one log line (ids and counts, never content or secrets).
+    `cancel_reason` is None while a handler is being cancelled when its link was lost: nobody said that the call is not
+    wanted, which is not the same as CLIENT_GONE. (Plain gRPC cannot tell the two apart and says CLIENT_GONE.)
     `observed` belongs to the guard: what it keeps between `admit` and `finish`.
     """
 
