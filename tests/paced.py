@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.gateway import Account, Gateway
-from tests.load import Answer, Caller
+from tests.load import Answer, Caller, eventually
 from tests.provider import Provider, Served
 
 INPUT_NANO_USD, OUTPUT_NANO_USD = 480, 1080
@@ -33,12 +33,23 @@ class Paced:
 
     def entries(self, account: Account) -> dict[str, list[dict[str, Any]]]:
         """The account's newest ledger entries of calls, by call id."""
-        found = self.gateway.mws("ledger", "entries", "--account", account.account_id, "--most", "1000")
+        found = self._all_entries(account) or {"entries": []}
         by_call: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for entry in found["entries"]:
             if entry["call_id"]:
                 by_call[entry["call_id"]].append(entry)
         return dict(by_call)
+
+    def _all_entries(self, account: Account) -> Any:
+        # Nothing, rather than a failure, while metering is away: whoever asks then asks again.
+        return self.gateway.mws("ledger", "entries", "--account", account.account_id, "--most", "100000", check=False)
+
+    async def reconciled(self, account: Account, answers: Iterable[Answer], *, within_s: float = 15.0) -> None:
+        """Waits until every complete answer is posted (its usage may wait in the spool), then reconciles."""
+        complete = {answer.call_id for answer in answers if answer.ok}
+        missing = f"entries of {len(complete)} complete answers"
+        await eventually(lambda: complete <= self.entries(account).keys(), within_s=within_s, why=missing)
+        reconcile(answers, self.provider.log(), self.entries(account))
 
     def balance_nano_usd(self, account: Account) -> int:
         """The account's balance."""

@@ -15,6 +15,7 @@ from services.cli.accounts import AccountOption
 from services.cli.admin import Admin, admin_command, call
 from services.cli.money import nano_from_usd, usd_from_nano
 
+LARGEST_PAGE = 1000
 app = typer.Typer()
 credit_app = typer.Typer(help="Credits.", no_args_is_help=True)
 ledger_app = typer.Typer(help="The ledger.", no_args_is_help=True)
@@ -149,10 +150,18 @@ def check(
 def entries(
     admin: Admin,
     account: AccountOption,
-    most: Annotated[int, typer.Option(help="How many, newest first.", min=1, max=1000)] = 50,
+    most: Annotated[int, typer.Option(help="How many, newest first.", min=1)] = 50,
 ) -> None:
     """List an account's newest ledger entries."""
-    request = ledger_pb.ListEntriesRequest(account_id=admin.account_id(account), page_size=most)
+    account_id, found, page_token = admin.account_id(account), list[ledger_pb.Entry](), ""
+    while len(found) < most:
+        size = min(most - len(found), LARGEST_PAGE)
+        request = ledger_pb.ListEntriesRequest(account_id=account_id, page_size=size, page_token=page_token)
+        page = call(admin.ledger.ListEntries, request)
+        found += page.entries
+        page_token = page.next_page_token
+        if not page_token:
+            break
     rows = [
         {
             "posted_at": entry.posted_at.ToJsonString(),
@@ -164,6 +173,6 @@ def entries(
             "flags": list(entry.flags),
             "entry_id": entry.entry_id,
         }
-        for entry in call(admin.ledger.ListEntries, request).entries
+        for entry in found
     ]
     admin.report.rows("entries", ["posted_at", "amount_usd", "rule", "counterpart", "call_id"], rows)
