@@ -57,6 +57,8 @@ def _grant_first(transaction: LedgerTransaction, credit: Credit, now_us: int, ne
     if customer.balance_nano_usd + credit.amount_nano_usd > MAX_BALANCE_NANO_USD:
         detail = f"the balance would exceed {MAX_BALANCE_NANO_USD} nano-USD"
         raise InvalidRequestError(detail, violations=[FieldViolation("amount_nano_usd", detail)])
+    if credit.expires_at_us is not None and credit.expires_at_us <= now_us:
+        raise InvalidRequestError("it has expired", violations=[FieldViolation("expires_at", "is not in the future")])
     expire_due(transaction, customer, now_us, new_id)
     transfer = Transfer(
         new_id(),

@@ -26,7 +26,7 @@ MAX_BATCH = 1_000
 MAX_COUNT = 1_000_000_000_000  # tokens or search units in one event: far above any call, far below 64 bits
 MAX_ACCOUNT_ID = 128
 MAX_IDEMPOTENCY_KEY = 255
-_MAX_TIMESTAMP_S = 253_402_300_799  # the end of the year 9999
+_MAX_INSTANT_US = 253_402_300_799_999_999  # the end of the year 9999
 _REJECTED_TEXT = 16_384
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}").fullmatch
 _SHA256 = re.compile(r"[0-9a-f]{64}").fullmatch
@@ -72,62 +72,52 @@ def timestamp(instant_us: int) -> Timestamp:
 # ---- usage events ----
 
 
-def event_from_pb(event: pb.UsageEvent) -> UsageEvent | Rejection:
+def event_from_pb(message: pb.UsageEvent) -> UsageEvent | Rejection:
     """A usage event, or why it can never be posted."""
-    reported = _usage_from_pb(event.reported) if event.HasField("reported") else NO_USAGE
-    delivered = _usage_from_pb(event.delivered) if event.HasField("delivered") else NO_USAGE
-    fault = _text_fault(event) or _number_fault(event) or _count_fault(reported) or _count_fault(delivered)
-    if fault:
-        return Rejection(event.call_id[:64], fault, _as_json(event))
-    return UsageEvent(
-        event.call_id,
-        event.account_id,
-        event.key_id,
-        event.application,
-        event.operation,
-        event.profile,
-        event.requested_model,
-        event.upstream,
-        event.attempt,
-        event.price_book_version,
-        event.ending,
-        reported,
-        delivered,
-        event.upstream_accepted,
-        event.held_nano_usd,
-        micros(event.started_at),
-        micros(event.ended_at),
+    event = UsageEvent(
+        message.call_id,
+        message.account_id,
+        message.key_id,
+        message.application,
+        message.operation,
+        message.profile,
+        message.requested_model,
+        message.upstream,
+        message.attempt,
+        message.price_book_version,
+        message.ending,
+        _usage_from_pb(message.reported) if message.HasField("reported") else NO_USAGE,
+        _usage_from_pb(message.delivered) if message.HasField("delivered") else NO_USAGE,
+        message.upstream_accepted,
+        message.held_nano_usd,
+        micros(message.started_at),
+        micros(message.ended_at),
     )
+    fault = _text_fault(event) or _number_fault(event) or _count_fault(event.reported) or _count_fault(event.delivered)
+    return Rejection(event.call_id[:64], fault, _as_json(message)) if fault else event
 
 
-def _text_fault(event: pb.UsageEvent) -> str:
+def _text_fault(event: UsageEvent) -> str:
     if not _UUID7(event.call_id):
         return "call_id is not UUIDv7 text"
     if not _SHA256(event.price_book_version):
         return "price_book_version is not a SHA-256 in hex"
     if event.operation not in _OPERATIONS:
         return "operation is none of generate, embed, rerank"
-    lengths = (
-        len(event.account_id),
-        len(event.profile),
-        len(event.key_id),
-        len(event.application),
-        len(event.requested_model),
-        len(event.upstream),
-    )
-    if lengths[0] and lengths[1] and all(map(le, lengths, _LONGEST_TEXTS)):
+    texts = (event.account_id, event.profile, event.key_id, event.application, event.requested_model, event.upstream)
+    if event.account_id and event.profile and all(map(le, map(len, texts), _LONGEST_TEXTS)):
         return ""
     return "account_id, profile, key_id, application, requested_model or upstream: empty or too long"
 
 
-def _number_fault(event: pb.UsageEvent) -> str:
+def _number_fault(event: UsageEvent) -> str:
     if event.ending not in _ENDINGS:
         return "ending is not set or not known"
     if event.attempt < 0 or event.held_nano_usd < 0:
         return "attempt or held_nano_usd is negative"
-    if not 0 < event.started_at.seconds <= _MAX_TIMESTAMP_S:
+    if not 0 < event.started_at_us <= _MAX_INSTANT_US:
         return "started_at is absent or out of range"
-    if not 0 < event.ended_at.seconds <= _MAX_TIMESTAMP_S:
+    if not 0 < event.ended_at_us <= _MAX_INSTANT_US:
         return "ended_at is absent or out of range"
     return ""
 
@@ -284,9 +274,9 @@ def credit_from_pb(request: ledger_pb.GrantCreditsRequest) -> Credit:
     if request.HasField("expires_at"):
         if kind is not CreditKind.PROMOTION:
             raise invalid("expires_at", "belongs to a promotion only")
-        if not 0 < request.expires_at.seconds <= _MAX_TIMESTAMP_S:
-            raise invalid("expires_at", "is out of range")
         expires_at_us = micros(request.expires_at)
+        if not 0 < expires_at_us <= _MAX_INSTANT_US:
+            raise invalid("expires_at", "is out of range")
     return Credit(
         account_id_of(request.account_id), request.idempotency_key, request.amount_nano_usd, kind, expires_at_us
     )

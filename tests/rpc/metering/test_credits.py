@@ -25,6 +25,7 @@ from tests.contract.metering.building import ACCOUNT, an_event
 from tests.rpc.metering.serving import TIMEOUT_S, Running, ScriptedAuth, running_metering
 
 DOLLAR = 1_000_000_000
+GIFT = pb.CREDIT_KIND_PROMOTION
 FAR = Timestamp(seconds=4_000_000_000)
 
 
@@ -125,6 +126,16 @@ async def test_a_race_for_one_key_grants_once(running: Running) -> None:
         pytest.param({"amount_nano_usd": MAX_BALANCE_NANO_USD + 1}, "amount_nano_usd", id="too much"),
         pytest.param({"kind": pb.CREDIT_KIND_UNSPECIFIED}, "kind", id="no kind"),
         pytest.param({"expires_at": FAR}, "expires_at", id="a purchase that expires"),
+        pytest.param(
+            {"kind": pb.CREDIT_KIND_PROMOTION, "expires_at": Timestamp(seconds=1)},
+            "expires_at",
+            id="a gift of yesterday",
+        ),
+        pytest.param(
+            {"kind": pb.CREDIT_KIND_PROMOTION, "expires_at": Timestamp(seconds=-1)},
+            "expires_at",
+            id="a senseless expiry",
+        ),
     ],
 )
 async def test_a_malformed_credit_is_refused(running: Running, changes: dict[str, Any], field: str) -> None:
