@@ -167,10 +167,7 @@ async def _auth_answers(outside: Outside) -> bool:
 
 async def _flush(service: Service, timeout_s: float) -> None:
     """Gets everything acknowledged before the process ends. What stays in the spool is on disk, for the next one."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            await service.recorder.flush()
-    except TimeoutError:
+    if not await service.recorder.flush(timeout_s):
         log.warning("spool.left_behind", events=service.recorder.unsent)
     if not await service.finisher.flush(_FLUSH_FINISHES_S):
         log.warning("holds.left_behind")

@@ -77,11 +77,23 @@ class Settlement:
             raise UsageUnrecordableError("usage can be recorded nowhere now", retry_in=timedelta(seconds=1))
 
     def settle(self, opened: OpenCall, ended: Ended) -> Recorded:
-        """Records the call and finishes its hold. Await the result under a shield, or not at all: it happens anyway."""
+        """Records the call and finishes its hold. Await the result under a shield, or not at all: it happens anyway.
+
+        A failure under an idempotency key is voided instead: a closed hold would stand for an answer that can be
+        replayed, and the key's next call is to run.
+        """
+        if opened.order.idempotency_key and ended.ending in _CHARGES_NOTHING:
+            return self._void_instead(opened)
         usage = SpooledUsage(self._event(opened, ended), opened.hold)
         recorded = self._recorder.submit(usage)
         recorded.add_done_callback(lambda done: self._finish(opened, ended, done))
         metrics.endings(opened.profile.slug, pb.Ending.Name(ended.ending).removeprefix("ENDING_").lower()).inc()
+        return recorded
+
+    def _void_instead(self, opened: OpenCall) -> Recorded:
+        self.void(opened)
+        recorded: Recorded = asyncio.get_running_loop().create_future()
+        recorded.set_result(None)
         return recorded
 
     def void(self, opened: OpenCall) -> None:

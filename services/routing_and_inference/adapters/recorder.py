@@ -113,11 +113,18 @@ class UsageRecorder:
                 self._resend_now.set()
             await asyncio.sleep(_ADOPT_EVERY_S)
 
-    async def flush(self) -> None:
-        """Returns when everything is acknowledged."""
+    async def flush(self, timeout_s: float) -> bool:
+        """Waits until metering has acknowledged everything; false: some of it stays in the spool.
+
+        What is not even there yet is waited for in any case; that takes no longer than metering's timeout.
+        """
         self._resend_now.set()
-        while self.unsent:
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        while self._waiting or self._running:
+            await asyncio.sleep(0.01)
+        while self.unsent and asyncio.get_running_loop().time() < deadline_s:
             await asyncio.sleep(0.05)
+        return not self.unsent
 
     # ---- a batch that just ended ----
 
@@ -183,13 +190,18 @@ class UsageRecorder:
     async def _send(self, batch: Sequence[SpooledUsage], timeout_s: float) -> Sequence[pb.RecordOutcome]:
         """Sends events; those with a price book that metering does not know once more, after registering it."""
         request = pb.RecordUsageRequest(events=[usage.event for usage in batch])
-        outcomes = list((await self._metering.RecordUsage(request, timeout=timeout_s)).outcomes)
+        outcomes = await self._outcomes(request, timeout_s)
         late = [index for index, outcome in enumerate(outcomes) if not _is_settled(outcome)]
         if late and await self._prices.is_registered():
             request = pb.RecordUsageRequest(events=[batch[index].event for index in late])
-            again = (await self._metering.RecordUsage(request, timeout=timeout_s)).outcomes
-            for index, outcome in zip(late, again, strict=True):
+            for index, outcome in zip(late, await self._outcomes(request, timeout_s), strict=True):
                 outcomes[index] = outcome
+        return outcomes
+
+    async def _outcomes(self, request: pb.RecordUsageRequest, timeout_s: float) -> list[pb.RecordOutcome]:
+        outcomes = list((await self._metering.RecordUsage(request, timeout=timeout_s)).outcomes)
+        if len(outcomes) != len(request.events):  # nothing of such an answer may be believed
+            raise GatewayError("metering answered with another number of outcomes")
         return outcomes
 
     def _set_up(self, is_up: bool) -> None:

@@ -316,3 +316,14 @@ async def test_renewals_carry_the_whole_hold(tmp_path: Path) -> None:
         await world.service.leases.renew()
         assert len(world.service.leases) == 0
         responses.cancel()
+
+
+async def test_a_failure_under_an_idempotency_key_leaves_the_key_free(tmp_path: Path) -> None:
+    async with a_world(tmp_path, raises(DOWN)) as world:
+        request = a_request(idempotency_key="k", body_sha256=bytes(32))
+        with pytest.raises(errors.UpstreamUnavailableError):
+            await world.generate(request)
+        await until(lambda: request.call_id in world.admission.voided)
+
+        assert request.call_id not in world.metering.posted
+        assert request.call_id not in world.admission.finished

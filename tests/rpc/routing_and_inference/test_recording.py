@@ -130,11 +130,36 @@ async def test_flushing_waits_for_the_last_record(tmp_path: Path) -> None:
     async with a_world(tmp_path) as world:
         world.metering.is_down = True
         await world.generate(a_request())
-        flushing = asyncio.create_task(world.service.recorder.flush())
+        flushing = asyncio.create_task(world.service.recorder.flush(5.0))
         await asyncio.sleep(0)
         assert not flushing.done()
         world.metering.is_down = False
-        async with asyncio.timeout(5):
-            await flushing
+        assert await flushing
         assert len(world.metering.posted) == 1
         assert await world.service.finisher.flush(1.0)
+
+
+async def test_a_flush_gives_up_on_metering_and_not_on_the_spool(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        world.metering.gate = asyncio.Event()
+        call = asyncio.create_task(world.generate(a_request()))
+        await until(lambda: world.service.recorder.unsent == 1)
+        world.metering.is_down = True
+        flushing = asyncio.create_task(world.service.recorder.flush(0.0))
+        world.metering.gate.set()
+
+        assert not await flushing
+        await call
+        assert len(world.spool) == 1
+
+
+async def test_an_answer_of_the_wrong_length_is_not_believed(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        world.metering.forgets_outcomes = True
+        request = a_request()
+        last = (await world.generate(request))[-1].finished
+        assert not last.HasField("charged_nano_usd")
+        world.metering.forgets_outcomes = False
+        await until(lambda: not len(world.spool))
+
+        assert list(world.metering.posted) == [request.call_id]

@@ -170,6 +170,7 @@ class FakeMetering(MeteringServiceServicer):
         self.batches: list[int] = []
         self.is_down = False
         self.refuses_books = False
+        self.forgets_outcomes = False
         self.gate: asyncio.Event | None = None  # holds answers back until it is set
         self.changed = asyncio.Condition()
 
@@ -186,6 +187,8 @@ class FakeMetering(MeteringServiceServicer):
             for event in request.events:
                 self._post(event, response.outcomes.add(call_id=event.call_id))
             self.changed.notify_all()
+        if self.forgets_outcomes:
+            del response.outcomes[:]
         return response
 
     def _post(self, event: metering_pb.UsageEvent, outcome: metering_pb.RecordOutcome) -> None:
