@@ -26,7 +26,7 @@ CLIENT_GONE_STATUS = 499  # for the log and the metrics only: nobody receives it
 
 
 class Front:
-    """Routes are exact paths; one that ends in `/` also takes any single rest, which stands in the scope as `rest`."""
+    """Routes are exact paths; `/a/` takes one more segment, which then stands in the scope as `rest`."""
 
     def __init__(self, routes: Mapping[tuple[str, str], Route], rest: App, log: EventLog, metrics: EdgeMetrics) -> None:
         self._routes = dict(routes)
@@ -58,7 +58,7 @@ class Front:
         """A route with a rest, or the answer to a path or method that does not exist below /v1."""
         head, slash, rest = path.rpartition("/")
         prefix = head + slash
-        if path not in self._methods and rest and prefix in self._methods:
+        if path not in self._methods and head and rest and prefix in self._methods:
             scope["rest"] = rest
             path = prefix
         route = self._routes.get((method, path))

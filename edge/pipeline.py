@@ -6,8 +6,7 @@ Owns the order of those steps and which failure wins; refuses to know either dia
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -71,13 +70,12 @@ class Pipeline:
 
     # ---- what every authenticated route does ----
 
-    @asynccontextmanager
-    async def failures(self, exchange: Exchange, shape: Shape) -> AsyncIterator[bytes]:
-        """Surrounds the work of a route: yields the key's digest, answers whatever failure comes out."""
+    async def serve(self, exchange: Exchange, shape: Shape, work: Callable[[bytes], Awaitable[None]]) -> None:
+        """Runs the work of a route with the key's digest, and answers whatever failure comes out of it."""
         digest: bytes | None = None
         try:
             digest = self.gate.admit(exchange)
-            yield digest
+            await work(digest)
             self.gate.welcome(digest)
         except GatewayError as error:
             await self._fail(exchange, shape, error, digest)
@@ -145,12 +143,15 @@ class Pipeline:
 
     async def generate(self, exchange: Exchange, shape: Shape) -> None:
         """Serves POST /v1/messages or /v1/chat/completions."""
-        async with self.failures(exchange, shape) as digest:
+
+        async def work(digest: bytes) -> None:
             ask, body = await self.ask(exchange, digest, shape.read)
             if ask.generates_nothing:
                 await self._answer_nothing(exchange, shape, ask, digest)
             else:
                 await self._generate(exchange, shape, ask, self._request(exchange, ask, digest, body))
+
+        await self.serve(exchange, shape, work)
 
     def _request(self, exchange: Exchange, ask: Ask, digest: bytes, body: bytes) -> inference_pb.GenerateRequest:
         request = inference_pb.GenerateRequest(

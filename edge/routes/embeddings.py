@@ -112,7 +112,7 @@ def embedding_routes(pipeline: Pipeline) -> dict[tuple[str, str], Route]:
     """The routes, by method and path."""
 
     async def embeddings(exchange: Exchange) -> None:
-        async with pipeline.failures(exchange, OPENAI) as digest:
+        async def work(digest: bytes) -> None:
             body = await pipeline.read_body(exchange, digest)
             request, inputs = await pipeline.parse(exchange, digest, lambda: read_embeddings(body))
             call = pb.EmbedRequest(call_id=exchange.call_id, model=request.model, inputs=inputs)
@@ -124,5 +124,7 @@ def embedding_routes(pipeline: Pipeline) -> dict[tuple[str, str], Route]:
             exchange.limits, exchange.profile = answer.limits, answer.profile
             exchange.input_tokens = answer.usage.input_tokens
             await exchange.respond(200, write_embeddings(request, answer), [])
+
+        await pipeline.serve(exchange, OPENAI, work)
 
     return {("POST", "/v1/embeddings"): embeddings}

@@ -17,10 +17,12 @@ def message_routes(pipeline: Pipeline) -> dict[tuple[str, str], Route]:
         await pipeline.generate(exchange, ANTHROPIC)
 
     async def count_tokens(exchange: Exchange) -> None:
-        async with pipeline.failures(exchange, ANTHROPIC) as digest:
+        async def work(digest: bytes) -> None:
             ask, _ = await pipeline.ask(exchange, digest, read_count_tokens)
             await pipeline.look_up(exchange, digest)
             count = await pipeline.inference.count_tokens(ask)
             await exchange.respond(200, b'{"input_tokens":%d}' % count, [])
+
+        await pipeline.serve(exchange, ANTHROPIC, work)
 
     return {("POST", "/v1/messages"): messages, ("POST", "/v1/messages/count_tokens"): count_tokens}

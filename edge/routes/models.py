@@ -104,7 +104,7 @@ def model_routes(pipeline: Pipeline) -> dict[tuple[str, str], Route]:
     """The routes, by method and path."""
 
     async def answer(exchange: Exchange, name: str | None) -> None:
-        async with pipeline.failures(exchange, shape_for(exchange)) as digest:
+        async def work(digest: bytes) -> None:
             await pipeline.look_up(exchange, digest)
             if name is None:
                 page = page_from(exchange.scope["query_string"])
@@ -113,6 +113,8 @@ def model_routes(pipeline: Pipeline) -> dict[tuple[str, str], Route]:
             else:
                 body = _encode(model_of(await _find(pipeline, name), name))
             await exchange.respond(200, body, [])
+
+        await pipeline.serve(exchange, shape_for(exchange), work)
 
     async def list_models(exchange: Exchange) -> None:
         await answer(exchange, None)

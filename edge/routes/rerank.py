@@ -114,7 +114,7 @@ def rerank_routes(pipeline: Pipeline) -> dict[tuple[str, str], Route]:
     """The routes, by method and path."""
 
     async def rerank(exchange: Exchange) -> None:
-        async with pipeline.failures(exchange, _SHAPE) as digest:
+        async def work(digest: bytes) -> None:
             body = await pipeline.read_body(exchange, digest)
             request, texts = await pipeline.parse(exchange, digest, lambda: read_rerank(body))
             call = pb.RerankRequest(call_id=exchange.call_id, model=request.model, query=request.query, documents=texts)
@@ -125,5 +125,7 @@ def rerank_routes(pipeline: Pipeline) -> dict[tuple[str, str], Route]:
             answer = await pipeline.inference.rerank(call)
             exchange.limits, exchange.profile = answer.limits, answer.profile
             await exchange.respond(200, write_rerank(exchange.call_id, request, texts, answer), [])
+
+        await pipeline.serve(exchange, _SHAPE, work)
 
     return {("POST", path): rerank for path in ("/v1/rerank", "/v2/rerank")}
