@@ -26,6 +26,13 @@ def decode(flat: Iterable[bytes]) -> Metadata:
     parts = iter(flat)
     pairs: list[tuple[str, str | bytes]] = []
     for key_bytes, value in zip(parts, parts, strict=False):
-        key = key_bytes.decode(errors="replace")
-        pairs.append((key, value if key.endswith(_BINARY_SUFFIX) else value.decode(errors="replace")))
+        key = _text(key_bytes)
+        pairs.append((key, value if key.endswith(_BINARY_SUFFIX) else _text(value)))
     return pairs
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode(errors="replace")

@@ -16,7 +16,7 @@ from services.link.client import LinkChannel
 from services.link.connection import Identity
 from services.link.in_process import InProcessChannel
 from services.link.options import LinkOptions
-from services.link.server import LinkListener
+from services.link.server import Identify, LinkListener
 from services.runtime.callers import BearerCallers, ServiceTokens, digest_of
 from services.runtime.calls import Call, Caller, CallerClass, CancelReason, Method, MethodTable
 from services.runtime.channel import GrpcChannel
@@ -157,10 +157,10 @@ class Stub:
 
 @asynccontextmanager
 async def over_link(
-    service: ProbeService, options: LinkOptions | None = None
+    service: ProbeService, options: LinkOptions | None = None, identify_peer: Identify = identify
 ) -> AsyncIterator[tuple[LinkChannel, LinkListener]]:
     """A channel and the listener that it is connected to."""
-    listener = LinkListener(service.table, service.guard(), identify, options=options)
+    listener = LinkListener(service.table, service.guard(), identify_peer, options=options)
     port = await listener.start("127.0.0.1:0")
     channel = LinkChannel([f"127.0.0.1:{port}"], Identity(TOKEN, "edge-0"), options=options)
     try:

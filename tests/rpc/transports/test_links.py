@@ -21,8 +21,9 @@ from services.link.client import LinkChannel
 from services.link.connection import Identity
 from services.link.options import LinkOptions
 from services.link.server import LinkListener
-from services.runtime.calls import CancelReason
+from services.runtime.calls import Caller, CancelReason
 from services.runtime.errors import CallCancelledError, DeadlineExceededError, ServiceUnavailableError
+from tests.rpc.transports.cuttable_wire import QUICK, over_wire
 from tests.rpc.transports.probe_service import (
     TOKEN,
     ProbeService,
@@ -33,63 +34,6 @@ from tests.rpc.transports.probe_service import (
     over_link,
     until,
 )
-
-QUICK = LinkOptions(ping_every_s=0.1, dead_after_s=0.3, connect_grace_s=0.3, resolve_every_s=0.05)
-
-
-class CuttableWire:
-    """A TCP relay between a channel and a listener, that can be cut or go silent."""
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._writers: list[asyncio.StreamWriter] = []
-        self._pumps: list[asyncio.Task[None]] = []
-        self._flows = asyncio.Event()
-        self._flows.set()
-
-    async def open(self) -> int:
-        """Returns the port to connect to."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
-
-    async def cut(self) -> None:
-        """Breaks every connection, and takes no more."""
-        self._server.close()
-        for writer in self._writers:
-            writer.transport.abort()
-        self._flows.set()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
-
-    def hush(self) -> None:
-        """Carries nothing any more, and breaks nothing."""
-        self._flows.clear()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self._target)
-        self._writers += [writer, back]
-        self._pumps += [background(self._pump(reader, back)), background(self._pump(there, writer))]
-
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                await self._flows.wait()
-                writer.write(data)
-        writer.close()
-
-
-@asynccontextmanager
-async def over_wire(service: ProbeService, options: LinkOptions = QUICK) -> AsyncIterator[tuple[Stub, CuttableWire]]:
-    listener = LinkListener(service.table, service.guard(), identify, options=options)
-    wire = CuttableWire(await listener.start("127.0.0.1:0"))
-    channel = LinkChannel([f"127.0.0.1:{await wire.open()}"], Identity(TOKEN, "edge-0"), options=options)
-    try:
-        await channel.wait_for_links()
-        yield Stub(channel), wire
-    finally:
-        await channel.close()
-        await wire.cut()
-        await listener.drain(0)
 
 
 async def test_a_link_that_is_cut_ends_each_of_its_calls_once_and_cancels_their_handlers_without_a_reason() -> None:
@@ -212,7 +156,14 @@ async def test_a_channel_that_closes_cancels_with_shutdown() -> None:
 
 async def test_an_old_link_is_replaced_without_a_lost_call() -> None:
     service = ProbeService()
-    async with over_link(service, LinkOptions(max_age_s=0.1)) as (channel, _):
+    greeted: list[str] = []
+
+    def identify_and_count(token: str) -> Caller:
+        greeted.append(token)
+        return identify(token)
+
+    options = LinkOptions(max_age_s=0.1)
+    async with over_link(service, options, identify_and_count) as (channel, _):
         stub = Stub(channel)
         long_call = background(outcome_of(stub.Gate(b"g", timeout=20)))
         loop = asyncio.get_running_loop()
@@ -222,6 +173,7 @@ async def test_an_old_link_is_replaced_without_a_lost_call() -> None:
             outcomes.update(await asyncio.gather(*(outcome_of(stub.Echo(b"e", timeout=20)) for _ in range(10))))
         service.opened.set()
         assert (set(outcomes), await long_call) == ({b"e"}, b"g")
+        assert len(greeted) > 3
 
 
 async def test_a_server_added_under_load_is_used_within_five_seconds() -> None:
