@@ -11,7 +11,7 @@ from mws.common.v1.token_usage_pb2 import TokenUsage
 from mws.inference.v1 import generation_pb2 as pb
 from mws.inference.v1.generation_pb2 import GenerationEvent
 
-from services.routing_and_inference.upstreams import counts, errors
+from services.routing_and_inference.upstreams import counts, errors, payloads
 from services.routing_and_inference.upstreams.runs import RunWriter, ToolCall
 
 _REASONS: Mapping[str, "pb.FinishReason.ValueType"] = {
@@ -144,7 +144,7 @@ class AnthropicAnswer:
         text = payload.strip()
         if not text or text.startswith(b"[DONE]"):
             return False
-        body = _object(payload)
+        body = _object(payloads.repaired(payload))
         kind = body.get("type")
         if kind == "message":
             self._read_message(body)
@@ -291,10 +291,7 @@ def _text(value: object) -> str:
 
 
 def _object(payload: bytes) -> dict[str, Any]:
-    try:
-        body = msgspec.json.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise errors.malformed() from None
+    body = payloads.decode(payload)
     if not isinstance(body, dict):
         raise errors.malformed()
     return body

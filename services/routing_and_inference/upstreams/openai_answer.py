@@ -3,7 +3,6 @@
 Owns the quirks of the vendors that speak this dialect; refuses to know HTTP and how the request was written.
 """
 
-import json
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from mws.common.v1.token_usage_pb2 import TokenUsage
 from mws.inference.v1 import generation_pb2 as pb
 from mws.inference.v1.generation_pb2 import GenerationEvent
 
-from services.routing_and_inference.upstreams import counts, errors
+from services.routing_and_inference.upstreams import counts, errors, payloads
 from services.routing_and_inference.upstreams.runs import RunWriter, ToolCall
 
 _NOTHING = msgspec.Raw()
@@ -114,9 +113,11 @@ class OpenAiAnswer:
                 return True
             if not payload.strip():
                 return False
-            chunk = _lenient_chunk(payload if isinstance(error, msgspec.ValidationError) else _repaired(payload))
+            chunk = _lenient_chunk(
+                payload if isinstance(error, msgspec.ValidationError) else payloads.repaired(payload)
+            )
         if chunk.error is not _NOTHING and bytes(chunk.error) not in _ABSENT:
-            raise errors.of_error_in_answer({"error": _decode(chunk.error)})
+            raise errors.of_error_in_answer({"error": payloads.decode(chunk.error)})
         self._note_usage(chunk)
         if chunk.choices is None:
             _refuse_bare_error(payload, had_usage=chunk.usage is not _NOTHING)
@@ -140,7 +141,7 @@ class OpenAiAnswer:
 
     def _read_choice(self, choice: _Choice) -> None:
         if choice.error is not _NOTHING and bytes(choice.error) not in _ABSENT:
-            raise errors.of_error_in_answer({"error": _decode(choice.error)})
+            raise errors.of_error_in_answer({"error": payloads.decode(choice.error)})
         delta = choice.delta or choice.message
         if delta is not None:
             self._read_delta(delta)
@@ -200,7 +201,7 @@ class OpenAiAnswer:
             self._usage = chunk.usage
         elif chunk.x_groq is not None:
             if bytes(chunk.x_groq.error) not in _ABSENT:
-                raise errors.of_error_in_answer({"error": _decode(chunk.x_groq.error)})
+                raise errors.of_error_in_answer({"error": payloads.decode(chunk.x_groq.error)})
             if bytes(chunk.x_groq.usage) not in _ABSENT:
                 self._usage = chunk.x_groq.usage
 
@@ -218,7 +219,7 @@ class OpenAiAnswer:
         return reason
 
     def _token_usage(self) -> TokenUsage:
-        usage = _decode(self._usage) if self._usage is not _NOTHING else None
+        usage = payloads.decode(self._usage) if self._usage is not _NOTHING else None
         return counts.of_openai(usage) if isinstance(usage, Mapping) else TokenUsage()
 
 
@@ -233,7 +234,7 @@ def _begins_another(call: ToolCall, piece_id: str | None, function: _Function) -
 
 def _refuse_bare_error(payload: bytes, *, had_usage: bool) -> None:
     """Without choices it may be an error that nobody wrapped, or something to ignore."""
-    body = _decode(payload)
+    body = payloads.decode(payload)
     if not isinstance(body, Mapping):
         raise errors.malformed()
     if (
@@ -244,26 +245,9 @@ def _refuse_bare_error(payload: bytes, *, had_usage: bool) -> None:
         raise errors.of_error_in_answer(body)
 
 
-def _decode(payload: bytes | msgspec.Raw) -> Any:
-    try:
-        return msgspec.json.decode(payload)
-    except msgspec.DecodeError:
-        raise errors.malformed() from None
-
-
-def _repaired(payload: bytes) -> bytes:
-    """JSON that only fails for its characters: invalid UTF-8 or halves of surrogate pairs become U+FFFD."""
-    try:
-        value = json.loads(payload.decode("utf-8", "replace"))
-        text = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    except (ValueError, RecursionError):
-        raise errors.malformed() from None
-    return text.encode()
-
-
 def _lenient_chunk(payload: bytes) -> _Chunk:
     """The same chunk from an upstream whose fields have unusual types; what makes no sense is left out."""
-    body = _decode(payload)
+    body = payloads.decode(payload)
     if isinstance(body, list) and len(body) == 1:
         body = body[0]
     if not isinstance(body, Mapping):

@@ -1,0 +1,118 @@
+"""Recorded traffic of real providers reads into legal events, wherever the bytes are cut.
+
+The recordings lie beside the project and are not part of it; without them there is nothing to check here.
+"""
+
+import base64
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services.routing_and_inference.ports import UpstreamFailure
+from services.routing_and_inference.upstreams import errors
+from tests.builders import fold, generation, read_answer, upstream_request, usage
+
+FIXTURES = Path(__file__).parents[4] / "shared" / "fixtures"
+
+pytestmark = pytest.mark.skipif(not FIXTURES.is_dir(), reason="no recordings here")
+
+
+def files(pattern: str) -> list[Path]:
+    return sorted(FIXTURES.glob(pattern)) if FIXTURES.is_dir() else []
+
+
+def chunks_as_stream(path: Path) -> bytes:
+    lines = [line for line in path.read_text().splitlines() if line.strip()]
+    frames = "".join(f"data: {line}\n\n" for line in lines)
+    return (frames if "anthropic" in path.name or "spliced" in path.name else f"{frames}data: [DONE]\n\n").encode()
+
+
+def request_for(data: bytes, path: Path) -> Any:
+    anthropic = b"message_start" in data or b'"type":"message"' in data.replace(b" ", b"")
+    return upstream_request(generation(stream=True), upstream="anthropic" if anthropic else "openai")
+
+
+@pytest.mark.parametrize("path", files("vercel-ai/*.chunks.txt"), ids=lambda path: path.name)
+def test_a_recorded_stream_reads_alike_in_any_pieces(path: Path) -> None:
+    data = chunks_as_stream(path)
+    request = request_for(data, path)
+    whole = read_answer([data], request)
+    assert fold(whole)[-1][0] == "finish"
+    for size in (1, 7, 100, 1500):
+        pieces = [data[at : at + size] for at in range(0, len(data), size)]
+        streamed = read_answer(pieces, request)
+        assert (fold(streamed), usage(streamed)) == (fold(whole), usage(whole))
+
+
+def test_every_recorded_stream_reports_its_usage() -> None:
+    missing = [
+        path.name
+        for path in files("vercel-ai/*.chunks.txt")
+        if "output_tokens" not in usage(read_answer([data := chunks_as_stream(path)], request_for(data, path)))
+    ]
+    assert missing == []
+
+
+RAW = [path for path in files("*/*.txt") + files("vercel-ai/*.sse") if not path.name.endswith(".chunks.txt")]
+
+
+@pytest.mark.parametrize("path", RAW, ids=lambda path: path.name)
+def test_raw_event_streams_read(path: Path) -> None:
+    data = path.read_bytes()
+    try:
+        assert fold(read_answer([data], request_for(data, path)))[-1][0] == "finish"
+    except UpstreamFailure as failure:
+        assert "incomplete" in path.name, failure  # noqa: PT017 - a recording that is broken on purpose
+
+
+def recorded_answers(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Status and body of every answer in a cassette, whichever recorder wrote it."""
+    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    cassette = yaml.safe_load(raw)
+    for entry in cassette.get("interactions") or [{"response": answer} for answer in cassette.get("responses", [])]:
+        response = entry["response"]
+        status = response.get("code") or response.get("status") or 200
+        body = response.get("body") or response.get("parsed_body") or ""
+        if isinstance(status, dict):
+            status = status["code"]
+        if isinstance(body, dict):
+            body = body.get("string", body)
+        if isinstance(body, dict):
+            body = json.dumps(body)
+        yield int(status), unpacked(body if isinstance(body, bytes) else body.encode())
+
+
+def unpacked(body: bytes) -> bytes:
+    if body.startswith(b"\x1f\x8b"):
+        return gzip.decompress(body)
+    try:
+        decoded = base64.b64decode(body, validate=True)
+    except ValueError:
+        return body
+    return unpacked(decoded) if decoded else body
+
+
+CASSETTES = [
+    p for p in files("*/*.yaml") + files("*/*.yaml.gz") if "rerank" not in p.name and "embeddings" not in p.name
+]
+
+
+@pytest.mark.parametrize("path", CASSETTES, ids=lambda path: path.name)
+def test_recorded_answers_read_or_fail_with_a_reason(path: Path) -> None:
+    for status, body in recorded_answers(path):
+        if status >= 400:
+            failure = errors.of_status(status, lambda name: "", body)
+            assert failure.status == status
+            assert "org-" not in failure.message
+            continue
+        request = request_for(body, path)
+        streamed = body.lstrip().startswith((b"data:", b"event:", b":"))
+        try:
+            assert fold(read_answer([body], request, whole=not streamed))[-1][0] == "finish"
+        except UpstreamFailure:
+            assert b'"error"' in body, body[:300]  # noqa: PT017 - some recordings hold an error on purpose
