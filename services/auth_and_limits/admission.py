@@ -4,7 +4,8 @@ Owns the order of the steps and the rule which credential may pay for whom; refu
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from services.auth_and_limits import api_keys
 from services.auth_and_limits.directory import Directory
@@ -28,8 +29,7 @@ from services.runtime.errors import ForeignAccountError, GatewayError, InvalidCr
 _COUNT_OF_REASON = {reason: COUNT_OF[reason.name.lower()] for reason in Reason}
 
 
-@dataclass(frozen=True, slots=True)
-class Credential:
+class Credential(msgspec.Struct, frozen=True):
     """What was shown to prove who pays: exactly one is set."""
 
     key_digest: bytes = b""

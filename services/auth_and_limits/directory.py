@@ -6,12 +6,13 @@ A digest means one key for ever, so it is kept; what may change (revoked, thrott
 the key's record, which every change replaces here as soon as it is written.
 """
 
+import asyncio
 from collections.abc import Callable
 
 from services.auth_and_limits import api_keys
 from services.auth_and_limits.ports import AccountStore, TokenVerifier
 from services.auth_and_limits.records import Account, Key, Payer, Team
-from services.runtime.errors import InvalidCredentialError
+from services.runtime.errors import GatewayError, InvalidCredentialError
 
 UNKNOWN_KEPT_MS = 5_000
 UNKNOWN_KEPT_AT_MOST = 10_000
@@ -33,13 +34,18 @@ class Directory:
         self._key_ids: dict[bytes, str] = {}  # by the digest that the edge sends
         self._teams: dict[tuple[str, str], Team] = {}
         self._unknown: dict[bytes, int] = {}  # digests that no key had, until when that is believed
+        self._looking: dict[bytes, asyncio.Future[None]] = {}  # a burst on a new key asks the store once
         self._last_used_ms: dict[str, int] = {}
 
     async def payer_by_key(self, key_digest: bytes) -> Payer:
         """The account and the key behind a digest. Raises InvalidCredentialError."""
-        key_id = self._key_ids.get(key_digest)
-        if key_id is None:
-            key_id = await self._look_up(key_digest)
+        while (key_id := self._key_ids.get(key_digest)) is None:
+            looking = self._looking.get(key_digest)
+            if looking is None:
+                await self._look_up(key_digest)
+            else:
+                await asyncio.wait([looking])
+                looking.result()  # fails as the look-up failed; one that was cancelled is begun anew
         return self._usable(self._keys[key_id])
 
     async def payer_by_token(self, token: str) -> Payer:
@@ -91,7 +97,20 @@ class Directory:
         """When the key was last used, to the minute; None: not since this process started."""
         return self._last_used_ms.get(key_id)
 
-    async def _look_up(self, key_digest: bytes) -> str:
+    async def _look_up(self, key_digest: bytes) -> None:
+        looking = self._looking[key_digest] = asyncio.get_running_loop().create_future()
+        try:
+            await self._load(key_digest)
+        except GatewayError as error:
+            looking.set_exception(error)
+            looking.exception()  # nobody may have been waiting
+            raise
+        finally:
+            del self._looking[key_digest]
+            if not looking.done():
+                looking.set_result(None)
+
+    async def _load(self, key_digest: bytes) -> None:
         now_ms = self._now_unix_ms()
         if self._unknown.get(key_digest, 0) > now_ms:
             raise _invalid()
@@ -106,7 +125,6 @@ class Directory:
         self._accounts.setdefault(account.account_id, account)
         self._keys.setdefault(key.key_id, key)
         self._key_ids[key_digest] = key.key_id
-        return key.key_id
 
     def _usable(self, key: Key) -> Payer:
         account = self._accounts[key.account_id]

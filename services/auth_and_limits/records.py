@@ -1,10 +1,13 @@
 """Accounts, keys, teams and audit events as frozen values, and what a call asks for and is told.
 
-Owns shapes that use cases, ports and adapters share; refuses to hold behaviour.
+Owns shapes that use cases, ports and adapters share; refuses to hold behaviour. Those made for every call are structs,
+which cost a tenth of a frozen dataclass to make.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+import msgspec
 
 from services.auth_and_limits.holds import Hold
 from services.auth_and_limits.limits import LimitsView, Reason
@@ -72,8 +75,7 @@ class AuditEvent:
     changes: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Payer:
+class Payer(msgspec.Struct, frozen=True):
     """Who pays for a call, and by which key. Both are as the decision found them."""
 
     account: Account
@@ -84,8 +86,7 @@ class Payer:
         return self.key.key_id if self.key else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """What a call wants to hold. Ids are checked, amounts in range."""
 
     call_id: str
@@ -98,16 +99,14 @@ class Ask:
     body_sha256: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(msgspec.Struct, frozen=True):
     """The call may run."""
 
     hold: Hold
     limits: LimitsView
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """The call may not run; nothing was taken. `retry_in_us` None: waiting does not help, or nobody can tell."""
 
     reason: Reason
@@ -117,8 +116,7 @@ class Refused:
     available_nano_usd: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Earlier:
+class Earlier(msgspec.Struct, frozen=True):
     """An idempotency key stands for this other call. `is_posted`: it is over, its answer can be replayed."""
 
     call_id: str
@@ -129,15 +127,13 @@ class Earlier:
 Verdict = Admitted | Refused | Earlier
 
 
-@dataclass(frozen=True, slots=True)
-class OutOfCredit:
+class OutOfCredit(msgspec.Struct, frozen=True):
     """A hold could not be extended."""
 
     available_nano_usd: int
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True):
     """How a running call ended. None: not known (yet)."""
 
     call_id: str
@@ -146,8 +142,7 @@ class Finished:
     used_tokens: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Balance:
+class Balance(msgspec.Struct, frozen=True):
     """An account's balance, absolute, as metering numbered it."""
 
     account_id: str
@@ -157,8 +152,7 @@ class Balance:
     closed_call_ids: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """What metering has on record for a call: posted with a charge, or void."""
 
     is_posted: bool

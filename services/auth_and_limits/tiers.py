@@ -6,11 +6,12 @@ Owns that function and its values; refuses to store a tier anywhere, so nobody e
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 KEYS_UNLOCK_AT_NANO_USD = 25_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Ceilings:
+class Ceilings(msgspec.Struct, frozen=True):
     """What an account may do."""
 
     requests_per_minute: int

@@ -32,8 +32,13 @@ _STATE_TO_PB = {
 _STATE_FROM_PB = {pb.HOLD_STATE_OPEN: HoldState.OPEN, pb.HOLD_STATE_FINISHED: HoldState.FINISHED}
 
 
+_OPERATIONS = frozenset({pb.OPERATION_GENERATE, pb.OPERATION_EMBED, pb.OPERATION_RERANK})
+
+
 class Rules:
     """Collects what is wrong with a request, so that one answer names all of it."""
+
+    __slots__ = ("_prefix", "violations")
 
     def __init__(self, prefix: str = "") -> None:
         self._prefix = prefix
@@ -66,50 +71,50 @@ class Rules:
 
 def credential_from_pb(credential: credential_pb2.Credential) -> Credential:
     """Raises MissingCredentialError for none at all."""
-    kind = credential.WhichOneof("kind")
-    rules = Rules("credential.")
-    if kind == "api_key_sha256":
-        if len(credential.api_key_sha256) != _SHA256_BYTES:
-            rules.broken(kind, "must have 32 bytes")
-            rules.check()
-        return Credential(key_digest=credential.api_key_sha256)
-    if kind == "access_token" and credential.access_token:
-        rules.length(kind, credential.access_token, LARGEST_ACCESS_TOKEN)
-        rules.check()
-        return Credential(access_token=credential.access_token)
-    if kind == "account_id" and credential.account_id:
-        return Credential(account_id=credential.account_id)
+    if key_digest := credential.api_key_sha256:
+        if len(key_digest) != _SHA256_BYTES:
+            raise _broken("credential.api_key_sha256", "must have 32 bytes")
+        return Credential(key_digest=key_digest)
+    if token := credential.access_token:
+        if len(token) > LARGEST_ACCESS_TOKEN:
+            raise _broken("credential.access_token", "must have at most 16,384 characters")
+        return Credential(access_token=token)
+    if account_id := credential.account_id:
+        return Credential(account_id=account_id)
     raise MissingCredentialError("no credential was presented")
 
 
 def ask_from_pb(request: pb.AdmitRequest, now_unix_ms: int) -> Ask:
     """Raises InvalidRequestError."""
-    rules = Rules()
-    minted_ms = rules.id("call_id", request.call_id)
-    if minted_ms and not now_unix_ms - OLDEST_CALL_MS <= minted_ms <= now_unix_ms + LARGEST_CLOCK_SKEW_MS:
-        rules.broken("call_id", "must have been minted within the last 30 minutes")
-    rules.id("run_id", request.run_id)
-    rules.length("runner", request.runner, 128, 1)
-    if request.operation not in {pb.OPERATION_GENERATE, pb.OPERATION_EMBED, pb.OPERATION_RERANK}:
-        rules.broken("operation", "must be set")
-    rules.length("profile", request.profile, 128)
-    rules.number("amount_nano_usd", request.amount_nano_usd, LARGEST_AMOUNT_NANO_USD)
-    rules.number("rate_tokens", request.rate_tokens, LARGEST_TOKENS)
-    rules.length("price_book_version", request.price_book_version, 64)
-    rules.length("idempotency_key", request.idempotency_key, 255)
-    if request.idempotency_key and len(request.body_sha256) != _SHA256_BYTES:
-        rules.broken("body_sha256", "must have 32 bytes with an idempotency_key")
-    rules.check()
-    return Ask(
+    idempotency_key = request.idempotency_key
+    ask = Ask(
         request.call_id,
         request.run_id,
         request.runner,
         request.amount_nano_usd,
         request.rate_tokens,
         request.price_book_version,
-        request.idempotency_key,
-        request.body_sha256 if request.idempotency_key else b"",
+        idempotency_key,
+        request.body_sha256 if idempotency_key else b"",
     )
+    rules = Rules()
+    minted_ms = rules.id("call_id", ask.call_id)
+    if minted_ms and not now_unix_ms - OLDEST_CALL_MS <= minted_ms <= now_unix_ms + LARGEST_CLOCK_SKEW_MS:
+        rules.broken("call_id", "must have been minted within the last 30 minutes")
+    rules.id("run_id", ask.run_id)
+    rules.length("runner", ask.runner, 128, 1)
+    if request.operation not in _OPERATIONS:
+        rules.broken("operation", "must be set")
+    rules.length("profile", request.profile, 128)
+    rules.number("amount_nano_usd", ask.amount_nano_usd, LARGEST_AMOUNT_NANO_USD)
+    rules.number("rate_tokens", ask.rate_tokens, LARGEST_TOKENS)
+    rules.length("price_book_version", ask.price_book_version, 64)
+    if idempotency_key:
+        rules.length("idempotency_key", idempotency_key, 255)
+        if len(ask.body_sha256) != _SHA256_BYTES:
+            rules.broken("body_sha256", "must have 32 bytes with an idempotency_key")
+    rules.check()
+    return ask
 
 
 def hold_from_pb(hold: pb.Hold, runner: str, index: int) -> Hold:
@@ -139,47 +144,48 @@ def hold_from_pb(hold: pb.Hold, runner: str, index: int) -> Hold:
 
 def finished_from_pb(holds: Sequence[pb.FinishedHold]) -> list[Finished]:
     """Raises InvalidRequestError."""
-    rules = Rules()
     if not holds:
-        rules.broken("holds", "must have at least one")
-    for index, hold in enumerate(holds):
-        rules.number(f"holds[{index}].cost_nano_usd", hold.cost_nano_usd, LARGEST_AMOUNT_NANO_USD)
-        rules.number(f"holds[{index}].used_tokens", hold.used_tokens, LARGEST_TOKENS)
-    rules.check()
-    return [
-        Finished(
-            hold.call_id,
-            hold.run_id,
-            hold.cost_nano_usd if hold.HasField("cost_nano_usd") else None,
-            hold.used_tokens if hold.HasField("used_tokens") else None,
-        )
-        for hold in holds
-    ]
+        raise _broken("holds", "must have at least one")
+    return [_finished(hold, index) for index, hold in enumerate(holds)]
+
+
+def _finished(hold: pb.FinishedHold, index: int) -> Finished:
+    cost, used = hold.cost_nano_usd, hold.used_tokens
+    if not 0 <= cost <= LARGEST_AMOUNT_NANO_USD:
+        raise _broken(f"holds[{index}].cost_nano_usd", f"must be 0..{LARGEST_AMOUNT_NANO_USD}")
+    if not 0 <= used <= LARGEST_TOKENS:
+        raise _broken(f"holds[{index}].used_tokens", f"must be 0..{LARGEST_TOKENS}")
+    return Finished(
+        hold.call_id,
+        hold.run_id,
+        cost if hold.HasField("cost_nano_usd") else None,
+        used if hold.HasField("used_tokens") else None,
+    )
 
 
 def balances_from_pb(changes: Sequence[pb.BalanceChange]) -> list[Balance]:
     """Raises InvalidRequestError."""
-    rules = Rules()
     if not changes:
-        rules.broken("changes", "must have at least one")
+        raise _broken("changes", "must have at least one")
+    return [_balance(change, index) for index, change in enumerate(changes)]
+
+
+def _balance(change: pb.BalanceChange, index: int) -> Balance:
+    balance = Balance(
+        change.account_id,
+        change.seq,
+        change.balance_nano_usd,
+        change.lifetime_paid_nano_usd,
+        tuple(change.closed_call_ids),
+    )
+    rules = Rules(f"changes[{index}].")
     largest = LARGEST_AMOUNT_NANO_USD
-    for index, change in enumerate(changes):
-        here = f"changes[{index}]."
-        rules.length(here + "account_id", change.account_id, 36, 1)
-        rules.number(here + "seq", change.seq, 2**62, 1)
-        rules.number(here + "balance_nano_usd", change.balance_nano_usd, largest, -largest)
-        rules.number(here + "lifetime_paid_nano_usd", change.lifetime_paid_nano_usd, largest)
+    rules.length("account_id", balance.account_id, 36, 1)
+    rules.number("seq", balance.seq, 2**62, 1)
+    rules.number("balance_nano_usd", balance.balance_nano_usd, largest, -largest)
+    rules.number("lifetime_paid_nano_usd", balance.lifetime_paid_nano_usd, largest)
     rules.check()
-    return [
-        Balance(
-            change.account_id,
-            change.seq,
-            change.balance_nano_usd,
-            change.lifetime_paid_nano_usd,
-            tuple(change.closed_call_ids),
-        )
-        for change in changes
-    ]
+    return balance
 
 
 def admit_response(verdict: Verdict, payer: Payer, lease_until_unix_us: Callable[[Hold], int]) -> pb.AdmitResponse:
@@ -218,6 +224,11 @@ def fill_limits(message: limits_pb2.LimitsSnapshot, limits: LimitsView) -> None:
     """Writes limits into their message."""
     _fill_bucket(message.requests, limits.requests)
     _fill_bucket(message.tokens, limits.tokens)
+
+
+def _broken(field: str, rule: str) -> InvalidRequestError:
+    """One rule that was broken, where there is no need to look for others."""
+    return InvalidRequestError(f"{field} {rule}", violations=[FieldViolation(field, rule)])
 
 
 def _fill_bucket(message: limits_pb2.BucketSnapshot, bucket: BucketView) -> None:

@@ -8,7 +8,7 @@ import functools
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -35,6 +35,7 @@ class _Batch:
     fresh_waiters: list[asyncio.Future[None]]
     waiters: list[asyncio.Future[None]]
     started_s: float
+    writing: Future[frozenset[int]] | None = None
     is_given_up: bool = False
 
 
@@ -72,8 +73,11 @@ class HoldJournal:
         deadline = self._loop.time() + _CLOSE_S
         while (self._writing is not None or self._state.changes) and self._loop.time() < deadline:
             self._hand_over()
-            assert self._writing is not None
-            await asyncio.wait([self._writing], timeout=_CLOSE_S)
+            writing = self._writing
+            assert writing is not None
+            await asyncio.wait([writing], timeout=_CLOSE_S)
+            if writing.done() and writing.exception() is not None:
+                break
         self._is_closed = True
         await self._loop.run_in_executor(self._thread, self._file.close)
         self._thread.shutdown(wait=False)
@@ -141,7 +145,8 @@ class HoldJournal:
         self._in_flight = batch
         timer = self._loop.call_later(SLOW_S, self._give_up, batch)
         rows = rows_of(batch.changes, self._unix_offset_us)
-        self._writing = self._loop.run_in_executor(self._thread, self._file.write, rows)
+        batch.writing = self._thread.submit(self._file.write, rows)
+        self._writing = asyncio.wrap_future(batch.writing)
         self._writing.add_done_callback(functools.partial(self._ended, batch, timer))
 
     def _ended(self, batch: _Batch, timer: asyncio.TimerHandle, writing: asyncio.Future[frozenset[int]]) -> None:
@@ -177,6 +182,8 @@ class HoldJournal:
 
     def _give_up(self, batch: _Batch) -> None:
         """Slow counts as down: nobody waits longer, and what may still be written is taken out again afterwards."""
+        if batch.writing is not None and batch.writing.done():
+            return  # it was this loop that was slow
         _log.error("journal.slow")
         batch.is_given_up = True
         changes = self._state.changes

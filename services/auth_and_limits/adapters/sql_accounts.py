@@ -26,6 +26,12 @@ _BUSY_S = 2.0
 
 T = TypeVar("T")
 
+_KEY_BY_DIGEST = (
+    sa.select(t.keys, *(column.label(f"account_{column.name}") for column in t.accounts.columns))
+    .join(t.accounts, t.accounts.c.account_id == t.keys.c.account_id)
+    .where(t.keys.c.digest == sa.bindparam("digest"))
+)
+
 
 class AccountSchemaError(Exception):
     """The database was made by another version of this program."""
@@ -58,14 +64,8 @@ class SqlAccounts:
         self._thread.shutdown(wait=False)
 
     async def key_by_digest(self, stored_digest: bytes) -> tuple[Account, Key] | None:
-        query = (
-            sa.select(t.keys, *(column.label(f"account_{column.name}") for column in t.accounts.columns))
-            .join(t.accounts, t.accounts.c.account_id == t.keys.c.account_id)
-            .where(t.keys.c.digest == stored_digest)
-        )
-
         def read(connection: sa.Connection) -> tuple[Account, Key] | None:
-            row = connection.execute(query).mappings().first()
+            row = connection.execute(_KEY_BY_DIGEST, {"digest": stored_digest}).mappings().first()
             if row is None:
                 return None
             account = {column.name: row[f"account_{column.name}"] for column in t.accounts.columns}
