@@ -23,7 +23,6 @@ from services.link.pump import Pump
 from services.link.reassembly import ProtocolViolationError
 from services.runtime.errors import GatewayError
 
-
 _BROKEN = (grpc.aio.AioRpcError, grpc.aio.BaseError, asyncio.InvalidStateError)
 """What reads and writes raise on a stream that has ended."""
 

@@ -26,7 +26,7 @@ class InProcessChannel(CallChannel):
         self._to_server = Outbox(OpenRequest, self._wake_server)
         self._to_client = Outbox(OpenResponse, self._wake_client)
         self._client = ClientLink(loop, self._to_server, REQUEST_WINDOW_BYTES)
-        self._server = ServerLink(loop, self._to_client, table, guard, caller, RESPONSE_WINDOW_BYTES)
+        self._server = ServerLink(self._to_client, table, guard, caller, RESPONSE_WINDOW_BYTES)
         self._to_server.take()  # from now on, the first frame calls back
         self._to_client.take()
         super().__init__(self._client.start, trace_context)

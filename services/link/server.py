@@ -48,7 +48,7 @@ class LinkServicer(LinkServiceServicer):
         loop = asyncio.get_running_loop()
         pump = Pump(loop, OpenResponse)
         _say_hello(pump)
-        link = ServerLink(loop, pump.outbox, self._table, self._guard, caller, hello.window_bytes)
+        link = ServerLink(pump.outbox, self._table, self._guard, caller, hello.window_bytes)
         ended = self._links[link] = asyncio.Event()
         writer = loop.create_task(_write(pump, context), name="link writer")
         age_s = self._options.max_age_s * random.uniform(0.8, 1.2)  # noqa: S311 - spreads reconnecting

@@ -89,7 +89,6 @@ class ServerLink:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
         outbox: Outbox,
         table: MethodTable,
         guard: Guard,
@@ -97,7 +96,7 @@ class ServerLink:
         response_window_bytes: int,
     ) -> None:
         self.calls: dict[int, ServedCall] = {}
-        self._loop = loop
+        self._loop = loop = asyncio.get_running_loop()
         self._outbox = outbox
         self._methods = table.methods
         self._guard = guard
