@@ -41,6 +41,7 @@ class Gateway:
         self.port, self.grpc_base_port = free_port_block()
         self._options = options
         self._environment = environment or {}
+        self.start_s = 0.0
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self.output: list[str] = []
@@ -66,12 +67,14 @@ class Gateway:
         ready = threading.Event()
         self._reader = threading.Thread(target=self._read, args=(ready,), daemon=True)
         self._reader.start()
-        deadline = time.monotonic() + START_TIMEOUT_S
+        began = time.monotonic()
+        deadline = began + START_TIMEOUT_S
         while not ready.wait(0.05):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self._process.kill()
                 self._reader.join()
                 raise AssertionError("the gateway did not start:\n" + "".join(self.output))
+        self.start_s = time.monotonic() - began
         return self
 
     def _read(self, ready: threading.Event) -> None:

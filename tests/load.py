@@ -37,6 +37,7 @@ class Answer:
     body: bytes = b""
     cut: bool = False
     error_text: str = ""
+    sent_at_s: float = 0.0  # by the event loop's clock
     head_after_s: float = 0.0
     seconds: float = 0.0
 
@@ -226,7 +227,7 @@ class Caller:
     async def send(self, request: Request) -> Answer:
         """Reads one answer to its end. Raises AssertionError if it breaks a rule."""
         answer = Answer(request.path)
-        started = asyncio.get_running_loop().time()
+        started = answer.sent_at_s = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(READ_TIMEOUT_S):
                 await self._exchange(request, answer, started)
