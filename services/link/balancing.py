@@ -86,17 +86,19 @@ class Balancer:
     # Calls without a link.
 
     def _wait(self, call: ClientCall) -> None:
-        now = self._loop.time()
-        grace_s = 0.0 if self._closed else self._options.connect_grace_s
-        until = now + grace_s if call.deadline is None else min(now + grace_s, call.deadline)
-        self._waiting[call] = self._loop.call_at(until, self._give_up, call)
+        patience_ends = self._loop.time() + (0.0 if self._closed else self._options.connect_grace_s)
+        if call.deadline is not None and call.deadline < patience_ends:
+            self._waiting[call] = self._loop.call_at(call.deadline, self._expire, call)
+        else:
+            self._waiting[call] = self._loop.call_at(patience_ends, self._give_up, call)
+
+    def _expire(self, call: ClientCall) -> None:
+        self._waiting.pop(call).cancel()
+        call.expire()
 
     def _give_up(self, call: ClientCall) -> None:
         self._waiting.pop(call).cancel()
-        if call.deadline is not None and call.deadline <= self._loop.time():
-            call.expire()
-        else:
-            call.end(unreachable("the service cannot be reached"))
+        call.end(unreachable("the service cannot be reached"))
 
     def _start_waiting(self) -> None:
         waiting, self._waiting = self._waiting, {}
