@@ -69,8 +69,8 @@ def bootstrap(proxy: FrontProxy) -> dict[str, Any]:
     return Bootstrap.from_dict(tree).to_dict()
 
 
-_HTTP1 = {"http_protocol_options": {}}
-_HTTP2 = {"http2_protocol_options": {"connection_keepalive": {"interval": "30s", "timeout": "5s"}}}
+_HTTP1: dict[str, Any] = {"http_protocol_options": {}}
+_HTTP2: dict[str, Any] = {"http2_protocol_options": {"connection_keepalive": {"interval": "30s", "timeout": "5s"}}}
 
 
 def _address(address: Address) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _address(address: Address) -> dict[str, Any]:
 
 def _route(prefix: str, cluster: str) -> dict[str, Any]:
     # A stream lives while it has something to say: the edge sends pings every 10 s, the call's own deadline ends it.
-    route = {"cluster": cluster, "timeout": "0s", "idle_timeout": "120s"}
+    route: dict[str, Any] = {"cluster": cluster, "timeout": "0s", "idle_timeout": "120s"}
     if cluster != "edge":
         route["max_stream_duration"] = {"grpc_timeout_header_max": "0s", "max_stream_duration": LONGEST_CALL}
     return {"match": {"prefix": prefix}, "route": route}
