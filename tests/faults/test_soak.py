@@ -1,6 +1,6 @@
 """Many streams for a long time, twice: none fails, none is slow to a neighbour's cost, and memory does not creep.
 
-Owns steady load without faults; the provider paces the streams in a process of its own, so that it is not the bottleneck.
+Owns steady load without faults; the provider paces the streams in its own process, so it is not the bottleneck.
 """
 
 import asyncio
