@@ -237,7 +237,7 @@ class Process:
 def _settle_garbage() -> None:
     """What was made at the start lives to the end: the collector need not walk it at every turn.
 
-    Calls make few cycles, so the young generation may grow larger than the interpreter's default before it is looked at.
+    Calls make few cycles, so the young generation may grow larger than by default before it is looked at.
     """
     gc.collect()
     gc.freeze()
