@@ -3,7 +3,7 @@
 Owns what a legal answer is; refuses to know the dialects of callers.
 """
 
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -189,24 +189,16 @@ def fold(events: Sequence[GenerationEvent]) -> list[tuple[str, ...]]:
     """An answer as its runs: what is said, however it was cut into pieces."""
     runs: list[tuple[str, ...]] = []
     for event in events:
-        kind = event.WhichOneof("kind")
+        kind = event.WhichOneof("kind") or ""
         last = runs[-1] if runs else ("",)
         if kind == "text_delta":
             _extend(runs, last, "text", event.text_delta.text)
         elif kind == "thinking_delta":
             _extend(runs, last, "thinking", event.thinking_delta.text)
-        elif kind == "thinking_signature":
-            runs.append(("signature", event.thinking_signature.signature))
-        elif kind == "redacted_thinking":
-            runs.append(("redacted", event.redacted_thinking.data))
-        elif kind == "opaque_block":
-            runs.append(("opaque", event.opaque_block.type, event.opaque_block.json))
-        elif kind == "tool_call_started":
-            runs.append(("call", event.tool_call_started.id, event.tool_call_started.name, ""))
         elif kind == "tool_call_delta":
             runs[-1] = (*last[:3], last[3] + event.tool_call_delta.arguments_json)
-        elif kind == "finished":
-            runs.append(_finish(event.finished))
+        elif kind in _WHOLE:
+            runs.append(_WHOLE[kind](getattr(event, kind)))
     return runs
 
 
@@ -220,6 +212,15 @@ def _extend(runs: list[tuple[str, ...]], last: tuple[str, ...], kind: str, text:
 def _finish(finished: pb.Finished) -> tuple[str, ...]:
     reason = pb.FinishReason.Name(finished.reason).removeprefix("FINISH_REASON_").lower()
     return ("finish", reason, finished.stop_sequence) if finished.stop_sequence else ("finish", reason)
+
+
+_WHOLE: Mapping[str, Callable[[Any], tuple[str, ...]]] = {
+    "thinking_signature": lambda proof: ("signature", proof.signature),
+    "redacted_thinking": lambda block: ("redacted", block.data),
+    "opaque_block": lambda block: ("opaque", block.type, block.json),
+    "tool_call_started": lambda call: ("call", call.id, call.name, ""),
+    "finished": _finish,
+}
 
 
 def usage(events: Sequence[GenerationEvent]) -> dict[str, int]:

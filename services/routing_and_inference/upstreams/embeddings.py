@@ -5,8 +5,7 @@ Owns requests and vectors; refuses to cut or stretch vectors to a length that th
 
 import base64
 import binascii
-import sys
-from array import array
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,9 +102,6 @@ def _packed(embedding: list[float] | str) -> bytes:
             raise errors.malformed()
         return packed
     try:
-        values = array("f", embedding)
-    except OverflowError:
+        return struct.pack(f"<{len(embedding)}f", *embedding)
+    except (struct.error, OverflowError):
         raise errors.malformed() from None
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values.tobytes()

@@ -12,6 +12,7 @@ from services.routing_and_inference.upstreams.http import HttpFailure, HttpFailu
 from services.routing_and_inference.upstreams.http_client import PooledHttpClient
 from tests.fakes import Bytes, Drop, Hang, Refuse, ScriptedProvider, scripted_provider
 
+PATIENT = Timeouts()
 SOON = Timeouts(connect_s=2, first_byte_s=0.1, idle_s=0.1, total_s=5)
 DEADLINE_S = 5.0
 
@@ -25,7 +26,7 @@ async def client() -> AsyncIterator[PooledHttpClient]:
         await made.aclose()
 
 
-def ask(provider: ScriptedProvider, timeouts: Timeouts = Timeouts(), *, body: bytes = b"{}") -> HttpRequest:
+def ask(provider: ScriptedProvider, timeouts: Timeouts = PATIENT, *, body: bytes = b"{}") -> HttpRequest:
     return HttpRequest(f"{provider.base_url}/v1/chat/completions", {"x-request-id": "call.1"}, body, timeouts)
 
 
@@ -99,8 +100,10 @@ async def test_cancelling_closes_the_connection_at_once(script: Hang | Bytes) ->
         pytest.param(Drop(), HttpFailureKind.CONNECT, id="a connection that closes before the head"),
         pytest.param(Refuse(200, b"x", {"content-length": "9", "connection": "close"}), HttpFailureKind.TIMEOUT,
                      id="a body that is shorter than announced"),
-        pytest.param(Bytes([b"x"], headers={"content-encoding": "br"}), HttpFailureKind.MALFORMED, id="an unknown encoding"),
-        pytest.param(Bytes([b"no gzip"], headers={"content-encoding": "gzip"}), HttpFailureKind.MALFORMED, id="a false gzip"),
+        pytest.param(Bytes([b"x"], headers={"content-encoding": "br"}), HttpFailureKind.MALFORMED,
+                     id="an unknown encoding"),
+        pytest.param(Bytes([b"no gzip"], headers={"content-encoding": "gzip"}), HttpFailureKind.MALFORMED,
+                     id="a false gzip"),
         pytest.param(Bytes([gzip.compress(bytes(range(256)))[:99]], headers={"content-encoding": "gzip"}),
                      HttpFailureKind.CUT, id="half a gzip"),
     ],
