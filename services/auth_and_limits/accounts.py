@@ -5,15 +5,15 @@ Owns what an account may be (plan, ceilings) and what a change is; refuses to kn
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 from services.auth_and_limits.directory import Directory
 from services.auth_and_limits.pages import Page
 from services.auth_and_limits.ports import AccountStore, HoldStore
 from services.auth_and_limits.records import Account, AuditEvent, Team
 from services.auth_and_limits.tiers import Ceilings, Overrides, PlanBook
+from services.auth_and_limits.trail import Trail, changed_fields
 from services.runtime.calls import Caller
 from services.runtime.errors import FieldViolation, InvalidRequestError, NotFoundError
 
@@ -26,22 +26,6 @@ class NewAccount:
     name: str
     plan: str
     overrides: Overrides
-
-
-class Trail:
-    """Makes the audit events of a process."""
-
-    def __init__(self, new_id: Callable[[], str], now_unix_ms: Callable[[], int]) -> None:
-        self.new_id = new_id
-        self.now_unix_ms = now_unix_ms
-
-    def event(
-        self, caller: Caller, action: str, account_id: str, resource_id: str, changes: Mapping[str, str]
-    ) -> AuditEvent:
-        """One change by one caller."""
-        return AuditEvent(
-            self.new_id(), self.now_unix_ms(), actor_of(caller), action, account_id, resource_id, dict(changes)
-        )
 
 
 class Accounts:
@@ -124,26 +108,6 @@ class Accounts:
         if plan not in self._plans.plans:
             rule = f"must be one of {', '.join(sorted(self._plans.plans))}"
             raise InvalidRequestError("unknown plan", violations=[FieldViolation("plan", rule)])
-
-
-def actor_of(caller: Caller) -> str:
-    """The caller as the audit log names it: its class, and its name where that says more."""
-    if caller.name in {"", caller.caller_class}:
-        return str(caller.caller_class)
-    return f"{caller.caller_class}:{caller.name}"
-
-
-def changed_fields(path: str, before: Any, after: Any) -> dict[str, str]:
-    """The new values of what differs between two records, by path. An absent value is empty."""
-    changes: dict[str, str] = {}
-    for field in fields(after):
-        old, new = getattr(before, field.name), getattr(after, field.name)
-        here = f"{path}.{field.name}".lstrip(".")
-        if hasattr(new, "__dataclass_fields__"):
-            changes |= changed_fields(here, old, new)
-        elif old != new:
-            changes[here] = "" if new is None else str(new).lower() if isinstance(new, bool) else str(new)
-    return changes
 
 
 def _content_of(new: NewAccount) -> bytes:

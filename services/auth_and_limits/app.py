@@ -18,7 +18,7 @@ from mws.admission.v1.audit_service_pb2_grpc import add_AuditServiceServicer_to_
 from mws.admission.v1.key_service_pb2_grpc import add_KeyServiceServicer_to_server
 
 from services.auth_and_limits.account_servicer import AccountServicer, AuditServicer
-from services.auth_and_limits.accounts import Accounts, Trail
+from services.auth_and_limits.accounts import Accounts
 from services.auth_and_limits.adapters.embedded_holds import EmbeddedHolds, unix_ms
 from services.auth_and_limits.adapters.journal_file import JournalError
 from services.auth_and_limits.adapters.jwks import keys_at_url, keys_in_file
@@ -35,6 +35,7 @@ from services.auth_and_limits.pages import PageTokens
 from services.auth_and_limits.plans import PlanFileError, load_plans
 from services.auth_and_limits.reaper import Reaper
 from services.auth_and_limits.settings import IssuerSettings, Settings
+from services.auth_and_limits.trail import Trail
 from services.runtime.calls import CallerClass, MethodTable
 from services.runtime.ids import new_id
 from services.runtime.process import Process, ProcessFailedError

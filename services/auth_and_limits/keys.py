@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from services.auth_and_limits import api_keys
-from services.auth_and_limits.accounts import Trail, changed_fields
 from services.auth_and_limits.directory import Directory
 from services.auth_and_limits.pages import Page
 from services.auth_and_limits.ports import AccountStore, HoldStore
 from services.auth_and_limits.records import NO_THROTTLE, Account, AuditEvent, Key, Throttle
 from services.auth_and_limits.tiers import PlanBook, may_make_keys
+from services.auth_and_limits.trail import Trail, changed_fields
 from services.runtime.calls import Caller, CallerClass
 from services.runtime.errors import KeysNotUnlockedError, NotFoundError
 

@@ -100,10 +100,11 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Admitted(msgspec.Struct, frozen=True):
-    """The call may run."""
+    """The call may run. `is_repeat`: the same run was admitted before."""
 
     hold: Hold
     limits: LimitsView
+    is_repeat: bool = False
 
 
 class Refused(msgspec.Struct, frozen=True):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from services.auth_and_limits.adapters.journal import HoldJournal
 from services.auth_and_limits.adapters.journal_file import JournalFile, Recovered
-from services.auth_and_limits.adapters.memory_state import Claim, MemoryState, Meters
+from services.auth_and_limits.adapters.memory_records import Claim, Meters
+from services.auth_and_limits.adapters.memory_state import MemoryState
 from services.auth_and_limits.holds import LEASE_US, Hold, HoldState, first_call_id
 from services.auth_and_limits.limits import Bucket, LimitsView
 from services.auth_and_limits.records import (
@@ -77,17 +78,15 @@ class EmbeddedHolds:
 
     async def admit(self, ask: Ask, payer: Payer) -> Verdict:
         self._journal.check()
-        state = self.state
-        fresh_before = len(state.changes.fresh)
-        verdict = state.admit(ask, payer, self._now_us())
+        verdict = self.state.admit(ask, payer, self._now_us())
         if not isinstance(verdict, Admitted):
             return verdict
-        if len(state.changes.fresh) > fresh_before:
+        if not verdict.is_repeat:
             await self._journal.kept()
             return verdict
-        # A repeat: the first admission may still be on its way to the disk, and may yet fail.
+        # The first admission may still be on its way to the disk, and may yet fail.
         await self._journal.written()
-        if state.holds.get(ask.call_id) is not verdict.hold:
+        if self.state.holds.get(ask.call_id) is not verdict.hold:
             raise StoreUnavailableError("the first admission could not be kept")
         return verdict
 

@@ -15,7 +15,8 @@ from datetime import timedelta
 import structlog
 
 from services.auth_and_limits.adapters.journal_file import JournalFile, Recovered, rows_of
-from services.auth_and_limits.adapters.memory_state import Changes, MemoryState
+from services.auth_and_limits.adapters.memory_records import Changes
+from services.auth_and_limits.adapters.memory_state import MemoryState
 from services.auth_and_limits.holds import Hold
 from services.auth_and_limits.metrics import JOURNAL_BATCH_ROWS, JOURNAL_COMMIT_SECONDS
 from services.runtime.errors import CallAlreadyAdmittedError, StoreUnavailableError

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.auth_and_limits.adapters.memory_state import Changes
+from services.auth_and_limits.adapters.memory_records import Changes
 from services.auth_and_limits.holds import Hold, HoldState
 
 SCHEMA_VERSION = 1

@@ -5,13 +5,12 @@ Owns the decisions' state and notes what is to be written; refuses to write, to 
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from itertools import islice, takewhile
 
 from services.auth_and_limits import holds
+from services.auth_and_limits.adapters.memory_records import KEY_METER, Changes, Claim, Meters, Purse
 from services.auth_and_limits.holds import LEASE_US, Hold, HoldState
 from services.auth_and_limits.limits import (
-    Bucket,
     BucketView,
     Demand,
     LimitsView,
@@ -37,56 +36,6 @@ from services.runtime.errors import CallAlreadyAdmittedError, HoldNotOpenError, 
 
 # A hold that was posted while its call still ran is remembered this long, so that its Finish can correct the tokens.
 LINGER_US = 30_000_000
-_KEY_METER = "key:"
-
-
-@dataclass(slots=True)
-class Meters:
-    """The buckets of an account (by its id) or of a key (`key:` and its id)."""
-
-    meter_id: str
-    requests: Bucket = field(default_factory=Bucket)
-    tokens: Bucket = field(default_factory=Bucket)
-
-
-@dataclass(slots=True)
-class Purse:
-    """An account's money and slots. `held_nano_usd` and `running` always equal the sums over its live holds."""
-
-    account_id: str
-    meters: Meters
-    seq: int = 0
-    balance_nano_usd: int = 0
-    lifetime_paid_nano_usd: int = 0
-    held_nano_usd: int = 0
-    running: int = 0
-
-    @property
-    def available_nano_usd(self) -> int:
-        return self.balance_nano_usd - self.held_nano_usd
-
-
-@dataclass(slots=True)
-class Claim:
-    """What an idempotency key of an account stands for."""
-
-    call_id: str
-    body_sha256: bytes
-    is_posted: bool = False
-
-
-@dataclass(slots=True)
-class Changes:
-    """What is not written yet. Objects are written as they are when the writing starts."""
-
-    fresh: list[Hold] = field(default_factory=list)
-    changed: dict[str, Hold] = field(default_factory=dict)
-    removed: list[Hold] = field(default_factory=list)  # undone, yet perhaps on file
-    meters: dict[str, Meters] = field(default_factory=dict)
-    purses: dict[str, Purse] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.fresh or self.changed or self.removed or self.meters or self.purses)
 
 
 def _nothing(_hold: Hold) -> None:
@@ -147,7 +96,7 @@ class MemoryState:
         if known is not None:
             if known.run_id != ask.run_id or known.account_id != purse.account_id or not known.is_live:
                 raise CallAlreadyAdmittedError("the call id belongs to another run")
-            return Admitted(known, _view(demands))
+            return Admitted(known, _view(demands), is_repeat=True)
         if ask.idempotency_key and (earlier := self._earlier(ask, purse, demands)):
             return earlier
         refused = _refusal(ask, purse, ceilings, demands)
@@ -224,8 +173,8 @@ class MemoryState:
 
     def restore_meters(self, meters: Meters) -> None:
         """Takes over buckets that were read back from the journal."""
-        if meters.meter_id.startswith(_KEY_METER):
-            self.key_meters[meters.meter_id.removeprefix(_KEY_METER)] = meters
+        if meters.meter_id.startswith(KEY_METER):
+            self.key_meters[meters.meter_id.removeprefix(KEY_METER)] = meters
         else:
             self.purse(meters.meter_id).meters = meters
 
@@ -323,7 +272,7 @@ class MemoryState:
     def _meters_of(self, key_id: str) -> Meters:
         meters = self.key_meters.get(key_id)
         if meters is None:
-            meters = self.key_meters[key_id] = Meters(_KEY_METER + key_id)
+            meters = self.key_meters[key_id] = Meters(KEY_METER + key_id)
         return meters
 
     def _earlier(self, ask: Ask, purse: Purse, demands: list[Demand]) -> Earlier | None:

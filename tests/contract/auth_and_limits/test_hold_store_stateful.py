@@ -94,9 +94,9 @@ class HoldStoreMachine(RuleBasedStateMachine):
         except CallAlreadyAdmittedError:
             assert not same_run or call.state is HoldState.CLOSED
         else:
-            assert isinstance(verdict, Admitted)
-            assert same_run
-            assert call.state is not HoldState.CLOSED
+            # A closed call's id may be refused for another reason first; what counts is that it is never admitted.
+            assert isinstance(verdict, Admitted) is (call.state is not HoldState.CLOSED)
+            assert same_run or isinstance(verdict, Refused)
 
     @rule(call=calls, amount=st.integers(0, 600))
     def extend(self, call: Known | None, amount: int) -> None:
@@ -194,7 +194,7 @@ class HoldStoreMachine(RuleBasedStateMachine):
 
 
 HoldStoreMachine.TestCase.settings = settings(
-    max_examples=15,
+    max_examples=30,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
