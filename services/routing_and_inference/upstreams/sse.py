@@ -14,16 +14,27 @@ class SseTooLongError(Exception):
 class SseReader:
     """One per stream. Yields `(event name, data)`; the name is empty when the stream does not state one."""
 
-    __slots__ = ("_after_cr", "_parts", "_size", "_started")
+    __slots__ = ("_after_cr", "_clean", "_parts", "_size", "_started")
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []  # what has arrived of the event that is not complete
         self._size = 0
         self._after_cr = False
         self._started = False
+        self._clean = False  # the next byte begins an event
 
     def feed(self, data: bytes) -> list[tuple[bytes, bytes]]:
         """The events that `data` completes. Raises SseTooLongError."""
+        # Nearly every piece is one whole event of one line; this shortcut costs a fifth of the way below.
+        if self._clean and data.startswith(b"data: ") and data.endswith(b"\n\n") and b"\r" not in data:
+            payload = data[6:-2]
+            if b"\n" not in payload:
+                return [(b"", payload)]
+        events = self._read(data)
+        self._clean = self._started and not self._parts and not self._after_cr
+        return events
+
+    def _read(self, data: bytes) -> list[tuple[bytes, bytes]]:
         if not self._started:
             data = self._without_bom(data)
         if self._after_cr or b"\r" in data:
@@ -81,6 +92,9 @@ def _events(text: bytes) -> list[tuple[bytes, bytes]]:
     for block in text.split(b"\n\n"):
         if block.startswith(b"data: ") and b"\n" not in block:
             events.append((b"", block[6:]))
+        elif block.startswith(b"event: ") and block.count(b"\n") == 1 and b"\ndata: " in block:
+            name, _, data = block.partition(b"\ndata: ")
+            events.append((name[7:], data))
         elif event := _event(block):
             events.append(event)
     return events

@@ -32,6 +32,10 @@ EVENTS = [(b"", '{"a":"é–🙂\u2028\u0085"}'.encode()), (b"x", b"one\ntwo"), 
         pytest.param(b"event: x\n\n", [], id="an event without data is none"),
         pytest.param(b"data\n\n", [(b"", b"")], id="a field without a colon has no value"),
         pytest.param(b": OPENROUTER PROCESSING\n\n: ping\n\n", [], id="comments alone say nothing"),
+        pytest.param(
+            b"data: a\n\ndata: b\nx\n\ndata: \n\n", [(b"", b"a"), (b"", b"b"), (b"", b"")], id="lines without meaning"
+        ),
+        pytest.param(b"event: a\ndata: 1\n\nevent: b\n\n", [(b"a", b"1")], id="a name is not carried over"),
         pytest.param(b"", [], id="nothing"),
     ],
 )
@@ -43,7 +47,10 @@ def test_every_cut_gives_the_same_events(data: bytes, events: list[tuple[bytes, 
 
 
 @given(
-    st.lists(st.sampled_from([b"data: x\n\n", b"data: y\r\n\r\n", b"\r", b"\n", b": c\n", b"data:z\r\r"])), st.data()
+    st.lists(
+        st.sampled_from([b"data: x\n\n", b"data: y\r\n\r\n", b"\r", b"\n", b": c\n", b"data:z\r\r", b"data: ", b"x"])
+    ),
+    st.data(),
 )
 def test_any_stream_reads_alike_whole_and_in_pieces(parts: list[bytes], data: st.DataObject) -> None:
     stream = b"".join(parts)
