@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from services.cli.main import app
 
@@ -102,12 +102,15 @@ class Gateway:
 
     def mws(self, *arguments: str, check: bool = True) -> Any:
         """Runs an administrator's command and returns its JSON."""
-        command = [*arguments, "--json", "--grpc-base-port", str(self.grpc_base_port), "--data-dir", str(self.data_dir)]
-        # In this process: a Python interpreter per command would cost the suites a minute.
-        done = CliRunner().invoke(app, command)
+        done = self.run(*arguments, "--json")
         if check and done.exit_code != 0:
             raise AssertionError(f"mws {' '.join(arguments)}: {done.stderr}")
         return json.loads(done.stdout or "null")
+
+    def run(self, *arguments: str) -> Result:
+        """Runs an administrator's command. In this process: an interpreter per command would cost minutes in all."""
+        where = ["--grpc-base-port", str(self.grpc_base_port), "--data-dir", str(self.data_dir)]
+        return CliRunner().invoke(app, [*arguments, *where])
 
     def account(self, name: str = "test", *, credit_usd: str | None = "100", **ceilings: int) -> Account:
         """A new account; `rpm`, `tpm` and `concurrency` override the tier's ceilings."""

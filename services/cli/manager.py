@@ -164,7 +164,7 @@ class Manager:
 
     async def _until_child_ready(self, child: _Child) -> None:
         while not await self._is_ready(child):
-            if child.exits and (child.exits >= 3 or not self._restart):
+            if child.exits:  # what cannot start once needs a person, and not another try
                 raise StartError(f"{child.spec.name} does not start\n{self._last_lines(child)}")
             await asyncio.sleep(_POLL_S)
         child.settled.set()
