@@ -6,6 +6,7 @@ Owns the arithmetic from vendors' overlapping counts to disjoint classes; refuse
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 from mws.common.v1.token_usage_pb2 import TokenUsage
 
 _MOST = 1 << 53  # a count above is a defect of the sender
@@ -31,43 +32,109 @@ def _inside(usage: Mapping[str, Any], *names: str) -> int | None:
         outer, _, inner = name.partition(".")
         value = usage.get(outer)
         if inner:
-            value = value.get(inner) if isinstance(value, Mapping) else None
+            value = value.get(inner) if isinstance(value, dict) else None
         found = count(value)
         if found is not None:
             return found
     return None
 
 
-def of_openai(usage: Mapping[str, Any]) -> TokenUsage:
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+
+
+class _CompletionDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class _UsualUsage(msgspec.Struct):
+    """Usage as most upstreams report it."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+    cached_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    prompt_cache_hit_tokens: int | None = None
+
+
+_decode_usual = msgspec.json.Decoder(_UsualUsage).decode
+_NO_PROMPT_DETAILS, _NO_COMPLETION_DETAILS = _PromptDetails(), _CompletionDetails()
+
+
+class _Counted(msgspec.Struct):
+    """What the dialect's overlapping counts come to; None: not reported."""
+
+    prompt: int | None
+    completion: int | None
+    total: int | None
+    cached: int | None
+    written: int | None
+    reasoning: int | None
+
+
+def of_openai(payload: bytes | msgspec.Raw) -> TokenUsage:
     """Cached tokens are part of the prompt here, and reasoning of the completion; xAI leaves reasoning out of it."""
+    counted = _counted_usually(payload) or _counted_leniently(payload)
     counts = TokenUsage()
-    prompt = _inside(usage, "prompt_tokens", "input_tokens")
-    completion = _inside(usage, "completion_tokens", "output_tokens")
-    total = _inside(usage, "total_tokens")
-    cached = _inside(
-        usage,
-        "prompt_tokens_details.cached_tokens",
-        "input_tokens_details.cached_tokens",
-        "cached_tokens",
-        "prompt_cache_hit_tokens",
-    )
-    written = _inside(usage, "prompt_tokens_details.cache_write_tokens", "cache_creation_input_tokens")
-    reasoning = _inside(usage, "completion_tokens_details.reasoning_tokens", "output_tokens_details.reasoning_tokens")
-    if prompt is not None:
-        counts.input_tokens = max(prompt - (cached or 0) - (written or 0), 0)
-    if completion is not None:
-        counts.output_tokens = (
-            max(completion, total - prompt) if total is not None and prompt is not None else completion
-        )
-    elif total is not None and prompt is not None:
-        counts.output_tokens = max(total - prompt, 0)
-    if cached is not None:
-        counts.cache_read_tokens = cached
-    if written is not None:
-        counts.cache_write_5m_tokens = written
-    if reasoning is not None:
-        counts.reasoning_tokens = reasoning
+    if counted.prompt is not None:
+        counts.input_tokens = max(counted.prompt - (counted.cached or 0) - (counted.written or 0), 0)
+        if counted.total is not None:
+            counts.output_tokens = max(counted.completion or 0, counted.total - counted.prompt)
+    if counted.completion is not None and not counts.HasField("output_tokens"):
+        counts.output_tokens = counted.completion
+    _set(counts, "cache_read_tokens", counted.cached)
+    _set(counts, "cache_write_5m_tokens", counted.written)
+    _set(counts, "reasoning_tokens", counted.reasoning)
     return counts
+
+
+def _counted_usually(payload: bytes | msgspec.Raw) -> _Counted | None:
+    """None: something is unusual, so every member has to be looked at."""
+    try:
+        usage = _decode_usual(payload)
+    except msgspec.DecodeError:
+        return None
+    prompt_details = usage.prompt_tokens_details or _NO_PROMPT_DETAILS
+    cached = [prompt_details.cached_tokens, usage.cached_tokens, usage.prompt_cache_hit_tokens]
+    counted = _Counted(
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.total_tokens,
+        next((value for value in cached if value is not None), None),
+        usage.cache_creation_input_tokens
+        if prompt_details.cache_write_tokens is None
+        else prompt_details.cache_write_tokens,
+        (usage.completion_tokens_details or _NO_COMPLETION_DETAILS).reasoning_tokens,
+    )
+    values = [value for value in msgspec.structs.astuple(counted) if value is not None]
+    return counted if min(values) >= 0 and max(values) < _MOST else None
+
+
+def _counted_leniently(payload: bytes | msgspec.Raw) -> _Counted:
+    try:
+        usage = msgspec.json.decode(payload)
+    except msgspec.DecodeError:
+        usage = None
+    if not isinstance(usage, dict):
+        usage = {}
+    return _Counted(
+        _inside(usage, "prompt_tokens", "input_tokens"),
+        _inside(usage, "completion_tokens", "output_tokens"),
+        _inside(usage, "total_tokens"),
+        _inside(
+            usage,
+            "prompt_tokens_details.cached_tokens",
+            "input_tokens_details.cached_tokens",
+            "cached_tokens",
+            "prompt_cache_hit_tokens",
+        ),
+        _inside(usage, "prompt_tokens_details.cache_write_tokens", "cache_creation_input_tokens"),
+        _inside(usage, "completion_tokens_details.reasoning_tokens", "output_tokens_details.reasoning_tokens"),
+    )
 
 
 def of_anthropic(usage: Mapping[str, Any], counts: TokenUsage) -> None:

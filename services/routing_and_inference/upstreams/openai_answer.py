@@ -219,8 +219,7 @@ class OpenAiAnswer:
         return reason
 
     def _token_usage(self) -> TokenUsage:
-        usage = payloads.decode(self._usage) if self._usage is not _NOTHING else None
-        return counts.of_openai(usage) if isinstance(usage, Mapping) else TokenUsage()
+        return TokenUsage() if self._usage is _NOTHING else counts.of_openai(self._usage)
 
 
 def _begins_another(call: ToolCall, piece_id: str | None, function: _Function) -> bool:
