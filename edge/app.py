@@ -5,6 +5,7 @@ Owns the wiring; refuses to hold any logic of a request.
 
 import asyncio
 import contextlib
+import gc
 import socket
 from collections.abc import Coroutine, Iterator
 from typing import Any
@@ -14,6 +15,7 @@ import uvicorn
 from prometheus_client import REGISTRY
 
 from edge.clients import Admission, Inference
+from edge.connection import Connection
 from edge.documentation import documentation_app
 from edge.front import Front, Route
 from edge.gate import Gate, GateRules
@@ -36,6 +38,7 @@ _BAD_KEY_S = 3.0
 _GOOD_KEY_S = 600.0
 _LAST_WORDS_S = 2.0  # for error events after the drain's deadline, before connections are closed
 _FIRST_CONTACT_S = 0.5
+_GC_THRESHOLD = 10_000  # a request makes few cycles; the default looks for them every few requests
 
 
 class HttpServer(uvicorn.Server):
@@ -51,7 +54,7 @@ def http_server(app: Any, drain_s: float) -> HttpServer:
     return HttpServer(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=Connection,
             ws="none",
             loop="none",
             lifespan="off",
@@ -114,6 +117,9 @@ async def run(settings: Settings) -> None:
         serving = process.spawn(server.serve(sockets=[listener]), name="http")
         process.spawn(_make_contact(pipeline, process), name="first contact")
         _log.info("process.listening", http=listener.getsockname()[1])
+        gc.collect()
+        gc.freeze()  # what the process was built from is never garbage, and is not worth looking at again
+        gc.set_threshold(_GC_THRESHOLD)
         await process.wait_for_stop()
         await _drain(server, serving, pipeline, settings.drain_s)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from mws.common.v1 import limits_pb2
 
+from edge.connection import AnswerCycle
 from edge.limit_headers import Headers, limit_headers
 
 Scope = MutableMapping[str, Any]
@@ -60,7 +61,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self.call_id = call_id
-        self.started = started  # loop time, seconds
+        self.started = started  # seconds, of the performance counter
         self.request_headers: list[tuple[bytes, bytes]] = scope["headers"]
         self.route = ""
         self.status = 0
@@ -91,10 +92,23 @@ class Exchange:
             raise ClientGoneError
         return message.get("body", b""), message.get("more_body", False)
 
-    async def watch(self) -> None:
-        """Waits until the answer is complete or the client leaves; in that case calls `on_gone`."""
+    def watch(self, on_gone: Callable[[], object], spawn: Spawn) -> None:
+        """Calls `on_gone` when the client leaves before its answer is complete. Only once the body is read."""
+        self.on_gone = on_gone
+        cycle = getattr(self._receive, "__self__", None)
+        if not isinstance(cycle, AnswerCycle):  # another server than ours: ask it, with a task
+            spawn(self._wait_for_departure())
+        elif cycle.disconnected:
+            self._depart()
+        else:
+            cycle.on_gone = self._depart
+
+    async def _wait_for_departure(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._depart()
+
+    def _depart(self) -> None:
         if not self.is_complete:
             self.is_gone = True
             if self.on_gone is not None:

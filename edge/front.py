@@ -5,6 +5,7 @@ Owns paths, methods and the last resort for defects; refuses to know what any ro
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -50,7 +51,7 @@ class Front:
                 await self._rest(scope, receive, send)
                 return
             route, path = found
-        exchange = Exchange(scope, receive, send, new_id(), asyncio.get_running_loop().time())
+        exchange = Exchange(scope, receive, send, new_id(), time.perf_counter())
         exchange.route = path
         await self._run(exchange, route)
 
@@ -100,7 +101,7 @@ class Front:
             await exchange.respond(reply.status, reply.body, reply.headers)
 
     def _finish(self, exchange: Exchange) -> None:
-        duration_s = asyncio.get_running_loop().time() - exchange.started
+        duration_s = time.perf_counter() - exchange.started
         status = exchange.status or CLIENT_GONE_STATUS
         self._metrics.observe(exchange.route, status, duration_s)
         line: dict[str, Any] = {

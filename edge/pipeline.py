@@ -165,9 +165,8 @@ class Pipeline:
         self, exchange: Exchange, shape: Shape, ask: Ask, request: inference_pb.GenerateRequest
     ) -> None:
         call = self.inference.generate(request)
-        exchange.on_gone = call.cancel
         with self.relays.running(call):
-            self._spawn(exchange.watch())
+            exchange.watch(call.cancel, self._spawn)
             try:
                 if ask.generation.stream:
                     relay = StreamRelay(exchange, shape, ask, self.rules.stream_times, self._spawn)

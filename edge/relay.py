@@ -108,26 +108,15 @@ class StreamRelay:
         self._loop = asyncio.get_running_loop()
         self._stream: AnswerStream | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._last_sent = exchange.started  # loop time, seconds
+        self._last_sent = self._loop.time()  # seconds
         # The timer's task and the relay itself both write; frames must not get between a head and its first frames.
         self._writing = asyncio.Lock()
 
     async def run(self, call: GenerateCall) -> None:
         """Relays until the last event has left. Raises GatewayError, before or after the head."""
-        is_finished = False
         self._arm(self._times.commit_after_s)
         try:
-            async for response in call:
-                events = response.events
-                stream = self._stream or self._begin(events)
-                if not self._exchange.has_started:
-                    _note_started(stream, events)
-                frames = stream.feed(events)
-                if events[-1].HasField("finished"):
-                    note_finished(self._exchange, events[-1].finished)
-                    is_finished = True
-                if frames:
-                    await self._write(frames, is_last=is_finished)
+            is_finished = await self._relay(call)
         except GatewayError:
             async with self._writing:  # whoever words this failure must not get between a head and its first frames
                 raise
@@ -136,6 +125,27 @@ class StreamRelay:
                 self._timer.cancel()
         if not is_finished:
             raise UpstreamBrokenError("the answer ended without its last event")
+
+    async def _relay(self, call: GenerateCall) -> bool:
+        """Whether the last event was among those that came."""
+        is_finished = False
+        async for response in call:
+            events = response.events
+            stream = self._stream or self._begin(events)
+            if not self._exchange.has_started:
+                _note_started(stream, events)
+            frames = stream.feed(events)
+            if events[-1].HasField("finished"):
+                note_finished(self._exchange, events[-1].finished)
+                is_finished = True
+            if not frames:
+                continue
+            if self._exchange.has_started and not self._writing.locked():  # the plain case, for nearly every frame
+                self._last_sent = self._loop.time()
+                await self._exchange.send_frames(frames, is_last=is_finished)
+            else:
+                await self._write(frames, is_last=is_finished)
+        return is_finished
 
     def _begin(self, events: Sequence[pb.GenerationEvent]) -> AnswerStream:
         head = note_admitted(self._exchange, _admitted(events[0]), self._ask)

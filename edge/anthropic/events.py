@@ -70,6 +70,7 @@ class MessageStream:
         self._omits_text = omits_thinking_text
         self._index = -1
         self._open = ""
+        self._text_prefix = b""  # what stands before the text in a delta of the open block
         self._started_usage: pb.MessageStarted | None = None
         self._writers: dict[str | None, Callable[[Any], bytes]] = {
             "text_delta": self._text,
@@ -134,8 +135,14 @@ class MessageStream:
         )
 
     def _text(self, delta: pb.TextDelta) -> bytes:
-        begun = b"" if self._open == "text" else self._begin("text", _TEXT_START)
-        return begun + self._delta(b'{"type":"text_delta","text":%b}' % _encode(delta.text))
+        if self._open == "text":
+            return b"%b%b}}\n\n" % (self._text_prefix, _encode(delta.text))
+        begun = self._begin("text", _TEXT_START)
+        self._text_prefix = (
+            b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":'
+            b'{"type":"text_delta","text":'
+        ) % self._index
+        return begun + self._text(delta)
 
     def _thinking(self, delta: pb.ThinkingDelta) -> bytes:
         if not self._shows_thinking:

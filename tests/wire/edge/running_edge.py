@@ -101,7 +101,7 @@ class ScriptedInference(InferenceServiceServicer):
         self.asked: list[inference_pb.GenerateRequest] = []
         self.ended: asyncio.Queue[str] = asyncio.Queue()
 
-    async def Generate(  # type: ignore[override]
+    async def Generate(
         self, request: inference_pb.GenerateRequest, context: Any
     ) -> AsyncIterator[inference_pb.GenerateResponse]:
         self.asked.append(request)
