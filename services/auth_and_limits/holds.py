@@ -20,7 +20,8 @@ class HoldState(enum.IntEnum):
     VOIDED = 4
 
 
-LIVE = frozenset({HoldState.OPEN, HoldState.FINISHED})
+OPEN, FINISHED = HoldState.OPEN, HoldState.FINISHED
+LIVE = frozenset({OPEN, FINISHED})
 
 
 class Hold(msgspec.Struct, gc=False):
@@ -44,11 +45,11 @@ class Hold(msgspec.Struct, gc=False):
     @property
     def is_live(self) -> bool:
         """Still holding something."""
-        return self.state in LIVE
+        return self.state is OPEN or self.state is FINISHED
 
     def is_open_for(self, run_id: str) -> bool:
         """Whether this run may still change it."""
-        return self.state is HoldState.OPEN and self.run_id == run_id
+        return self.state is OPEN and self.run_id == run_id
 
 
 def first_call_id(unix_ms: int) -> str:

@@ -9,7 +9,6 @@ A bucket remembers what it is owed, in token·µs: a token is 60,000,000 units, 
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import msgspec
 
@@ -60,7 +59,8 @@ class Bucket(msgspec.Struct, gc=False):
 
     def take(self, tokens: int) -> None:
         """Takes `tokens`, into debt if need be; gives back what is negative, never beyond full."""
-        self.owed_units = max(0, self.owed_units + tokens * TOKEN_UNITS)
+        owed_units = self.owed_units + tokens * TOKEN_UNITS
+        self.owed_units = owed_units if owed_units > 0 else 0
 
     def correct(self, tokens: int, now_us: int) -> None:
         """Takes or gives back the difference between an estimate and what was really used."""
@@ -73,20 +73,21 @@ class Bucket(msgspec.Struct, gc=False):
     @property
     def remaining(self) -> int:
         """Whole tokens that could be taken at once."""
-        return max(0, (self.limit * TOKEN_UNITS - self.owed_units) // TOKEN_UNITS)
+        remaining = self.limit - -(-self.owed_units // TOKEN_UNITS)
+        return remaining if remaining > 0 else 0
 
     @property
     def reset_us(self) -> int:
         """How long until it is full again."""
         return -(-self.owed_units // self.limit)
 
+    def view(self) -> "BucketView":
+        """The bucket as its owner may see it."""
+        return BucketView(self.limit, self.remaining, self.reset_us)
 
-class Demand(NamedTuple):
-    """What a call wants of one bucket."""
 
-    bucket: Bucket
-    tokens: int
-    reason: Reason
+Demand = tuple[Bucket, int, Reason]
+"""What a call wants of one bucket: how many tokens, and the reason of a refusal if they are not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +99,15 @@ class Shortage:
     ceiling: int | None = None
 
 
-class BucketView(NamedTuple):
-    """A bucket as its owner may see it."""
+class BucketView(msgspec.Struct, frozen=True):
+    """A bucket at one instant."""
 
     limit: int
     remaining: int
     reset_us: int
 
 
-class LimitsView(NamedTuple):
+class LimitsView(msgspec.Struct, frozen=True):
     """What may still be done this minute."""
 
     requests: BucketView
@@ -129,5 +130,4 @@ def shortage_of(demands: Sequence[Demand]) -> Shortage | None:
 
 def binding_view(account: Bucket, key: Bucket | None) -> BucketView:
     """The numbers of the bucket that would stop the caller first."""
-    bucket = account if key is None or account.remaining < key.remaining else key
-    return BucketView(bucket.limit, bucket.remaining, bucket.reset_us)
+    return (account if key is None or account.remaining < key.remaining else key).view()

@@ -34,8 +34,8 @@ class HoldStore(Protocol):
     async def admit(self, ask: Ask, payer: Payer) -> Verdict:
         """Takes all that is asked for, or nothing. Idempotent by (call id, run id) while the hold lives.
 
-        Raises CallAlreadyAdmittedError for another run of the call id, for ever, unless it is refused for another reason
-        first; IdempotencyKeyReusedError.
+        Raises CallAlreadyAdmittedError for another run of the call id, for ever, unless it is refused for another
+        reason first; IdempotencyKeyReusedError.
         """
 
     async def extend(self, call_id: str, run_id: str, amount_nano_usd: int) -> Hold | OutOfCredit:

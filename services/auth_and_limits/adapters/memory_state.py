@@ -11,7 +11,6 @@ from services.auth_and_limits import holds
 from services.auth_and_limits.adapters.memory_records import KEY_METER, Changes, Claim, Meters, Purse
 from services.auth_and_limits.holds import LEASE_US, Hold, HoldState
 from services.auth_and_limits.limits import (
-    BucketView,
     Demand,
     LimitsView,
     Reason,
@@ -36,6 +35,10 @@ from services.runtime.errors import CallAlreadyAdmittedError, HoldNotOpenError, 
 
 # A hold that was posted while its call still ran is remembered this long, so that its Finish can correct the tokens.
 LINGER_US = 30_000_000
+
+# Members of an enum cost a look-up each time they are named.
+_OPEN = HoldState.OPEN
+_REQUESTS, _TOKENS = Reason.REQUESTS, Reason.TOKENS
 
 
 def _nothing(_hold: Hold) -> None:
@@ -116,7 +119,7 @@ class MemoryState:
         del self.holds[hold.call_id]
         if self.changes.changed.get(hold.call_id) is hold:
             del self.changes.changed[hold.call_id]
-        if hold.state is HoldState.OPEN:
+        if hold.state is _OPEN:
             self._release(hold, HoldState.VOIDED)
             self._give_back(hold, now_us)
 
@@ -135,7 +138,7 @@ class MemoryState:
 
     def undo_extend(self, hold: Hold, raised_by: int) -> None:
         """Takes back an extension that could not be kept, unless the hold has ended since."""
-        if hold.state is HoldState.OPEN and raised_by:
+        if hold.state is _OPEN and raised_by:
             hold.amount_nano_usd -= raised_by
             self.purse(hold.account_id).held_nano_usd -= raised_by
             self._note(hold)
@@ -149,7 +152,7 @@ class MemoryState:
             return False
         ours.runner = runner
         ours.lease_until_us = now_us + LEASE_US
-        if ours.state is HoldState.OPEN:
+        if ours.state is _OPEN:
             self._catch_up(ours, theirs, now_us)
         return True
 
@@ -165,7 +168,7 @@ class MemoryState:
         self.holds[hold.call_id] = hold
         purse = self.purse(hold.account_id)
         purse.held_nano_usd += hold.amount_nano_usd
-        if hold.state is HoldState.OPEN:
+        if hold.state is _OPEN:
             purse.running += 1
             self.open_holds += 1
         if hold.idempotency_key:
@@ -255,18 +258,18 @@ class MemoryState:
         requests, tokens = purse.meters.requests, purse.meters.tokens
         requests.settle(ceilings.requests_per_minute, now_us)
         tokens.settle(ceilings.tokens_per_minute, now_us)
-        demands = [Demand(requests, 1, Reason.REQUESTS), Demand(tokens, rate_tokens, Reason.TOKENS)]
+        demands: list[Demand] = [(requests, 1, _REQUESTS), (tokens, rate_tokens, _TOKENS)]
         if payer.key is None:
             return demands
         throttle = payer.key.throttle
         if throttle.requests_per_minute is not None and throttle.requests_per_minute < ceilings.requests_per_minute:
             bucket = self._meters_of(payer.key.key_id).requests
             bucket.settle(throttle.requests_per_minute, now_us)
-            demands.append(Demand(bucket, 1, Reason.KEY_REQUESTS))
+            demands.append((bucket, 1, Reason.KEY_REQUESTS))
         if throttle.tokens_per_minute is not None and throttle.tokens_per_minute < ceilings.tokens_per_minute:
             bucket = self._meters_of(payer.key.key_id).tokens
             bucket.settle(throttle.tokens_per_minute, now_us)
-            demands.append(Demand(bucket, rate_tokens, Reason.KEY_TOKENS))
+            demands.append((bucket, rate_tokens, Reason.KEY_TOKENS))
         return demands
 
     def _meters_of(self, key_id: str) -> Meters:
@@ -290,7 +293,7 @@ class MemoryState:
             runner=ask.runner,
             account_id=payer.account.account_id,
             key_id=payer.key_id,
-            state=HoldState.OPEN,
+            state=_OPEN,
             amount_nano_usd=ask.amount_nano_usd,
             rate_tokens=ask.rate_tokens,
             price_book_version=ask.price_book_version,
@@ -349,7 +352,7 @@ class MemoryState:
         self._on_closed(hold)
 
     def _free_slot(self, hold: Hold, purse: Purse) -> None:
-        if hold.state is HoldState.OPEN:
+        if hold.state is _OPEN:
             purse.running -= 1
             self.open_holds -= 1
 
@@ -390,11 +393,10 @@ def _refusal(ask: Ask, purse: Purse, ceilings: Ceilings, demands: list[Demand]) 
 
 
 def _view(demands: list[Demand]) -> LimitsView:
-    key_requests = key_tokens = None
-    for bucket, _, reason in demands[2:]:
-        if reason is Reason.KEY_REQUESTS:
-            key_requests = bucket
-        else:
-            key_tokens = bucket
-    requests: BucketView = binding_view(demands[0].bucket, key_requests)
-    return LimitsView(requests, binding_view(demands[1].bucket, key_tokens))
+    requests, tokens = demands[0][0], demands[1][0]
+    if len(demands) == 2:  # no throttle
+        return LimitsView(requests.view(), tokens.view())
+    of_key = {reason: bucket for bucket, _, reason in demands[2:]}
+    return LimitsView(
+        binding_view(requests, of_key.get(Reason.KEY_REQUESTS)), binding_view(tokens, of_key.get(Reason.KEY_TOKENS))
+    )

@@ -8,7 +8,7 @@ import asyncio
 import pytest
 
 from services.auth_and_limits.holds import HoldState
-from services.auth_and_limits.limits import BucketView, Reason
+from services.auth_and_limits.limits import BucketView, LimitsView, Reason
 from services.auth_and_limits.records import Admitted, Earlier, Finished, Refused
 from services.runtime.errors import CallAlreadyAdmittedError, IdempotencyKeyReusedError
 from services.runtime.ids import new_id
@@ -22,7 +22,7 @@ async def test_an_admission_takes_a_request_tokens_a_slot_and_money(bench: Bench
 
     assert isinstance(verdict, Admitted)
     assert verdict.hold.state is HoldState.OPEN
-    assert verdict.limits == (BucketView(1_000, 999, 60_000), BucketView(100_000, 99_500, 300_000))
+    assert verdict.limits == LimitsView(BucketView(1_000, 999, 60_000), BucketView(100_000, 99_500, 300_000))
     assert bench.held == (30, 1)
 
 
@@ -71,7 +71,7 @@ async def test_a_throttled_key_is_held_below_the_account_and_sees_its_own_number
     payer = throttled(bench.account, rpm=2, tpm=100)
 
     verdict = await bench.admit(ask(0, 60), payer)
-    assert verdict.limits == (BucketView(2, 1, 30 * S), BucketView(100, 40, 36 * S))
+    assert verdict.limits == LimitsView(BucketView(2, 1, 30 * S), BucketView(100, 40, 36 * S))
     assert (await bench.refusal(ask(0, 60), payer)).reason is Reason.KEY_TOKENS
     await bench.admitted(ask(), payer)
     assert (await bench.refusal(ask(), payer)).reason is Reason.KEY_REQUESTS

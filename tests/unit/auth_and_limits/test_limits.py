@@ -13,7 +13,6 @@ from services.auth_and_limits.limits import (
     TOKEN_UNITS,
     Bucket,
     BucketView,
-    Demand,
     Reason,
     Shortage,
     binding_view,
@@ -79,7 +78,7 @@ def test_what_is_over_the_limit_by_itself_can_never_pass(limit: int, used_units:
 def test_asking_takes_nothing(limit: int, used_units: int, tokens: int) -> None:
     it = Bucket(limit, used_units)
 
-    shortage_of([Demand(it, tokens, Reason.TOKENS)])
+    shortage_of([(it, tokens, Reason.TOKENS)])
 
     assert it == Bucket(limit, used_units)
 
@@ -180,7 +179,7 @@ def test_the_shortage_is_the_one_that_lasts_longest(
     demands: list[tuple[int, int, int]], expected: Shortage | None
 ) -> None:
     reasons = (Reason.REQUESTS, Reason.TOKENS)
-    wanted = [Demand(bucket(limit, used), cost, why) for (limit, used, cost), why in zip(demands, reasons, strict=True)]
+    wanted = [(bucket(limit, used), cost, why) for (limit, used, cost), why in zip(demands, reasons, strict=True)]
 
     assert shortage_of(wanted) == expected
 
