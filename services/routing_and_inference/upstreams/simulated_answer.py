@@ -24,6 +24,7 @@ _CALL_LINE = re.compile(r"^[ \t]*call[ \t]+([\w.:/-]+)[ \t]*(\{.*\})?[ \t]*$", r
 _SAY_LINE = re.compile(r"^[ \t]*say[ \t]+(\S.*)$", re.MULTILINE)
 _WORD = re.compile(r"[^\W\d_][\w'-]{2,}")
 _DULL_WORDS = (
+    "compare define describe explain list name summarise summarize",
     "a about all also an and any are because been but can could did does for from get give had has have",
     "here how i if in into is it its just like make may me more most my not now of on one only or other",
     "our out please should so some tell than that the their them then there these they this to up use",
