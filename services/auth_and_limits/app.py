@@ -96,7 +96,8 @@ async def _serve(process: Process, settings: Settings, service: Service) -> None
         process.spawn(_forget(service.holds), name="forget"),
     ]
     try:
-        await process.serve(service.table, resolve_caller=service.teams.resolve)
+        # Asked every time: it answers from memory, and a revoked key must not make itself a successor.
+        await process.serve(service.table, resolve_caller=service.teams.resolve, keep_callers_s=0.0)
     finally:
         for task in background:  # they use the stores, which are closed next
             task.cancel()

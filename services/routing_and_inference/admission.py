@@ -189,8 +189,11 @@ class Admissions:
         if call.caller.caller_class is CallerClass.TEAM:
             named = order.credential.account_id if kind == "account_id" else ""
             request.only_account_id = account_for(call, named)
-            if kind is None:
-                request.credential.account_id = request.only_account_id
+            if kind in (None, "account_id"):
+                if key_sha256 := call.caller.key_sha256:  # the key's own throttle and its revocation hold here too
+                    request.credential.api_key_sha256 = key_sha256
+                else:
+                    request.credential.account_id = request.only_account_id
         elif kind is None:
             raise MissingCredentialError("the call names nobody who pays")
         return request

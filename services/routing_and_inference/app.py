@@ -188,7 +188,7 @@ class TeamCallers:
             credential.access_token = token
         request = admission_pb.GetLimitsRequest(credential=credential)
         known = await self._admission.GetLimits(request, timeout=_IDENTIFY_TIMEOUT_S)
-        return Caller(CallerClass.TEAM, known.key_id or known.account_id, known.account_id)
+        return Caller(CallerClass.TEAM, known.key_id or known.account_id, known.account_id, credential.api_key_sha256)
 
 
 def _load_catalogue(settings: Settings) -> Catalogue:

@@ -121,10 +121,14 @@ def digest_of(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
+KEEP_TEAMS_S = 10.0
+
+
 class BearerCallers:
     """Identifies the caller of a plain gRPC call by its `authorization: Bearer …`.
 
-    A team's answer is kept for 10 s under its full digest, so a revoked key keeps at most that much of its rights here.
+    A team's answer is kept for `keep_s` under its full digest, so a revoked key may still read here for that long. What
+    costs money or makes keys looks at the key itself, every time.
     """
 
     def __init__(
@@ -132,7 +136,7 @@ class BearerCallers:
         tokens: ServiceTokens,
         resolve_team: ResolveCaller | None = None,
         *,
-        keep_s: float = 10.0,
+        keep_s: float = KEEP_TEAMS_S,
         capacity: int = 10_000,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -146,10 +150,11 @@ class BearerCallers:
         token = token.strip()
         if not token:
             raise MissingCredentialError("an `authorization: Bearer …` is needed", metadata=OF_THE_CALLER)
-        caller = self._tokens.find(token)
+        is_bearer = scheme.lower() == "bearer"
+        caller = self._tokens.find(token) if is_bearer else None
         if caller is not None:
             return caller
-        if scheme.lower() != "bearer" or token.startswith(_SERVICE_PREFIX):
+        if not is_bearer or token.startswith(_SERVICE_PREFIX):
             raise InvalidCredentialError("the credential is not valid", metadata=OF_THE_CALLER)
         return await self._team(token)
 

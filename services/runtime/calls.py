@@ -26,11 +26,15 @@ class CallerClass(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """An authenticated caller. `account_id` is set for a team only: the one account that it may act for."""
+    """An authenticated caller. `account_id` is set for a team only: the one account that it may act for.
+
+    `key_sha256`: the digest of the API key that a team came with, where calls are admitted by it; empty for all others.
+    """
 
     caller_class: CallerClass
     name: str
     account_id: str = ""
+    key_sha256: bytes = field(default=b"", repr=False)
 
 
 class CancelReason(enum.StrEnum):

@@ -17,7 +17,7 @@ import structlog
 import uvloop
 
 from services.link.server import LinkListener
-from services.runtime.callers import BearerCallers, ResolveCaller, ServiceTokens, read_token
+from services.runtime.callers import KEEP_TEAMS_S, BearerCallers, ResolveCaller, ServiceTokens, read_token
 from services.runtime.calls import CallerClass, MethodTable
 from services.runtime.channel import connect
 from services.runtime.guard import ServiceGuard
@@ -159,18 +159,25 @@ class Process:
         """Runs `callback` when no call runs any more, before connections and background work end; last in first out."""
         self._drain_callbacks.append(callback)
 
-    async def serve(self, table: MethodTable, *, resolve_caller: ResolveCaller | None = None) -> None:
+    async def serve(
+        self, table: MethodTable, *, resolve_caller: ResolveCaller | None = None, keep_callers_s: float = KEEP_TEAMS_S
+    ) -> None:
         """Opens the listeners, serves until the process shall end, then drains."""
-        await self.start(table, resolve_caller=resolve_caller)
+        await self.start(table, resolve_caller=resolve_caller, keep_callers_s=keep_callers_s)
         await self.wait_for_stop()
         await self.drain()
 
-    async def start(self, table: MethodTable, *, resolve_caller: ResolveCaller | None = None) -> Ports:
-        """Opens the listeners. Raises ProcessFailedError when an address is taken."""
+    async def start(
+        self, table: MethodTable, *, resolve_caller: ResolveCaller | None = None, keep_callers_s: float = KEEP_TEAMS_S
+    ) -> Ports:
+        """Opens the listeners. Raises ProcessFailedError when an address is taken.
+
+        What `resolve_caller` said of a bearer value is believed for `keep_callers_s`.
+        """
         settings = self.settings
         guard = ServiceGuard(table, self.log, tracing=self.tracing)
         tokens = ServiceTokens.read(settings.secrets_dir)
-        plain = GrpcListener(table, guard, BearerCallers(tokens, resolve_caller), self.health)
+        plain = GrpcListener(table, guard, BearerCallers(tokens, resolve_caller, keep_s=keep_callers_s), self.health)
         links = LinkListener(table, guard, tokens.identify)
         self._listeners = (plain, links)
         try:

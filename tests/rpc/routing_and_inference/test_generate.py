@@ -18,6 +18,7 @@ from services.runtime.calls import Caller, CallerClass
 from tests.rpc.routing_and_inference.world import (
     ACCOUNT,
     CHARGED,
+    KEY,
     LIMITS,
     a_request,
     a_world,
@@ -224,6 +225,23 @@ async def test_a_team_pays_itself_and_nobody_else_does(tmp_path: Path) -> None:
         foreign = a_request(credential=Credential(account_id="another"))
         with pytest.raises(errors.ForeignAccountError):
             [_ async for _ in team.Generate(foreign, timeout=5.0)]
+
+
+@pytest.mark.parametrize(
+    "credential", [pytest.param(None, id="no payer named"), pytest.param(Credential(account_id=ACCOUNT), id="its own")]
+)
+async def test_a_team_that_came_with_an_api_key_is_admitted_by_that_key(
+    tmp_path: Path, credential: Credential | None
+) -> None:
+    async with a_world(tmp_path) as world:
+        team = world.connect(Caller(CallerClass.TEAM, "a key", ACCOUNT, KEY.api_key_sha256))
+        request = a_request()
+        request.ClearField("credential")
+        if credential is not None:
+            request.credential.CopyFrom(credential)
+        [_ async for _ in team.Generate(request, timeout=5.0)]
+        asked = world.admission.asked[0]
+        assert (asked.only_account_id, asked.credential) == (ACCOUNT, KEY)
 
 
 async def test_a_call_that_names_no_payer_is_refused(tmp_path: Path) -> None:

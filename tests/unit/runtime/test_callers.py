@@ -74,6 +74,20 @@ async def test_a_team_is_resolved_again_after_ten_seconds(tokens: ServiceTokens)
     assert resolver.asked == ["good", "good"]
 
 
+async def test_a_team_is_resolved_every_time_where_nothing_is_kept(tokens: ServiceTokens) -> None:
+    resolver = CountingResolver()
+    bearer = BearerCallers(tokens, resolver, keep_s=0.0, now=lambda: 100.0)
+    for _ in range(2):
+        await bearer.identify("Bearer good")
+    assert resolver.asked == ["good", "good"]
+
+
+async def test_a_service_token_is_shown_as_a_bearer_token_or_not_at_all(tmp_path: Path, tokens: ServiceTokens) -> None:
+    token = read_token(tmp_path, CallerClass.ADMIN)
+    with pytest.raises(InvalidCredentialError):
+        await BearerCallers(tokens).identify(f"Basic {token}")
+
+
 async def test_a_refusal_is_not_remembered(tokens: ServiceTokens) -> None:
     resolver = CountingResolver()
     bearer = BearerCallers(tokens, resolver)
