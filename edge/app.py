@@ -106,12 +106,13 @@ async def run(settings: Settings) -> None:
         metrics = EdgeMetrics()
         REGISTRY.register(metrics)
         process.readiness.set("inference", False)
+        process.readiness.set("auth", False)
         pipeline = build_pipeline(settings, process, metrics)
         routes = {
             **all_routes(pipeline),
             **ops_routes(process.readiness, lambda: process.is_stopping, REGISTRY),
         }
-        front = Front(routes, documentation_app(), process.log, metrics)
+        front = Front(routes, documentation_app(), process.log, metrics, process.tracing)
         server = http_server(front, settings.drain_s)
         listener = _listen(settings)
         serving = process.spawn(server.serve(sockets=[listener]), name="http")
@@ -139,7 +140,7 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 async def _make_contact(pipeline: Pipeline, process: Process) -> None:
-    """Ready once inference has answered once; whether it still does is told by each call, not by readiness."""
+    """Ready once both services have answered; whether they still do is told by each call, not by readiness."""
     while True:
         try:
             await pipeline.inference.profiles()
@@ -147,6 +148,9 @@ async def _make_contact(pipeline: Pipeline, process: Process) -> None:
         except GatewayError:
             await asyncio.sleep(_FIRST_CONTACT_S)
     process.readiness.set("inference", True)
+    while not await pipeline.admission.answers():
+        await asyncio.sleep(_FIRST_CONTACT_S)
+    process.readiness.set("auth", True)
     _log.info("readiness.gained")
 
 

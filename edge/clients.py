@@ -4,8 +4,8 @@ Owns request building around those calls; refuses to retry and to interpret fail
 """
 
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Generator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import grpc
 from mws.admission.v1 import admission_service_pb2 as admission_pb
@@ -17,7 +17,9 @@ from mws.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 
 from edge.ask import Ask
 from services.runtime.calls import CancelReason
+from services.runtime.errors import GatewayError, InvalidCredentialError
 
+T_co = TypeVar("T_co", covariant=True)
 _QUICK_S = 2.0
 _COUNT_S = 10.0
 _EMBED_S = 120.0
@@ -32,11 +34,29 @@ class GenerateCall(Protocol):
     def cancel(self, reason: CancelReason = ...) -> bool: ...
 
 
+class UnaryCall(Protocol[T_co]):
+    """A running call with one response."""
+
+    def __await__(self) -> Generator[Any, None, T_co]: ...
+
+    def cancel(self, reason: CancelReason = ...) -> bool: ...
+
+
 class Admission:
     """auth-and-limits, as far as the edge needs it."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = AdmissionServiceStub(channel)
+
+    async def answers(self) -> bool:
+        """Whether it decides at all: about a key that nobody can have."""
+        try:
+            await self.get_limits(bytes(32))
+        except InvalidCredentialError:
+            return True
+        except GatewayError:
+            return False
+        return True
 
     async def get_limits(self, key_digest: bytes) -> admission_pb.GetLimitsResponse:
         """Who pays, and the limits now; takes nothing."""
@@ -66,13 +86,13 @@ class Inference:
         request = inference_pb.CountTokensRequest(model=ask.model, generation=ask.generation, dialect=ask.dialect)
         return (await self._stub.CountTokens(request, timeout=_COUNT_S)).input_tokens
 
-    async def embed(self, request: inference_pb.EmbedRequest) -> inference_pb.EmbedResponse:
+    def embed(self, request: inference_pb.EmbedRequest) -> UnaryCall[inference_pb.EmbedResponse]:
         """Turns texts into vectors."""
-        return await self._stub.Embed(request, timeout=_EMBED_S)
+        return self._stub.Embed(request, timeout=_EMBED_S)  # type: ignore[return-value]  # as `connect` makes them
 
-    async def rerank(self, request: inference_pb.RerankRequest) -> inference_pb.RerankResponse:
+    def rerank(self, request: inference_pb.RerankRequest) -> UnaryCall[inference_pb.RerankResponse]:
         """Ranks documents."""
-        return await self._stub.Rerank(request, timeout=_EMBED_S)
+        return self._stub.Rerank(request, timeout=_EMBED_S)  # type: ignore[return-value]  # as `connect` makes them
 
     async def profiles(self) -> Sequence[catalog_pb.Profile]:
         """The generation profiles in catalogue order; a few seconds old at most."""

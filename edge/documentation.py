@@ -93,6 +93,8 @@ def _schemas() -> dict[str, Any]:
             structs, ref_template="#/components/schemas/" + prefix + "{name}"
         )
         found.update({prefix + name: schema for name, schema in components.items()})
+    for schema in found.values():  # what the Structs do not name is kept or ignored, never refused
+        schema.pop("additionalProperties", None)
     return found
 
 

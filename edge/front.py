@@ -17,46 +17,51 @@ from edge.shapes import ANTHROPIC, OPENAI, Shape
 from services.runtime.errors import GatewayError, InvalidRequestError, NotFoundError, reason_name
 from services.runtime.ids import new_id
 from services.runtime.logging import EventLog, timestamp
-from services.runtime.telemetry import TRACEPARENT, parse_traceparent, set_traceparent
+from services.runtime.telemetry import TRACEPARENT, Tracing, parse_traceparent, set_traceparent
 
 Route = Callable[[Exchange], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _log = structlog.get_logger()
 _TRACEPARENT = TRACEPARENT.encode()
+_DOCUMENTATION = frozenset({"/openapi.json", "/docs", "/docs/oauth2-redirect"})
 CLIENT_GONE_STATUS = 499  # for the log and the metrics only: nobody receives it
 
 
 class Front:
     """Routes are exact paths; `/a/` takes one more segment, which then stands in the scope as `rest`."""
 
-    def __init__(self, routes: Mapping[tuple[str, str], Route], rest: App, log: EventLog, metrics: EdgeMetrics) -> None:
+    def __init__(
+        self,
+        routes: Mapping[tuple[str, str], Route],
+        documentation: App,
+        log: EventLog,
+        metrics: EdgeMetrics,
+        tracing: Tracing,
+    ) -> None:
         self._routes = dict(routes)
         self._methods: dict[str, list[str]] = {}
         for method, path in self._routes:
             self._methods.setdefault(path, []).append(method)
-        self._rest = rest
+        self._documentation = documentation
         self._log = log
         self._metrics = metrics
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._rest(scope, receive, send)
-            return
         path = plain_path(scope["path"])
         method = scope["method"]
         route = self._routes.get((method, path))
         if route is None:
-            found = self._find(method, path, scope)
-            if found is None:
-                await self._rest(scope, receive, send)
+            if path in _DOCUMENTATION:
+                await self._documentation(scope, receive, send)
                 return
-            route, path = found
+            route, path = self._find(method, path, scope)
         exchange = Exchange(scope, receive, send, new_id(), time.perf_counter())
         exchange.route = path
         await self._run(exchange, route)
 
-    def _find(self, method: str, path: str, scope: Scope) -> tuple[Route, str] | None:
-        """A route with a rest, or the answer to a path or method that does not exist below /v1."""
+    def _find(self, method: str, path: str, scope: Scope) -> tuple[Route, str]:
+        """A route with a rest, or the answer to a path or method that does not exist."""
         head, slash, rest = path.rpartition("/")
         prefix = head + slash
         if path not in self._methods and head and rest and prefix in self._methods:
@@ -68,15 +73,19 @@ class Front:
         if path in self._methods:
             allowed = sorted(self._methods[path])
             return lambda exchange: _refuse_method(exchange, allowed), path
-        if path == "/v1" or path.startswith(("/v1/", "/v2/")):
-            return _refuse_path, "unknown"
-        return None
+        return _refuse_path, "unknown"
 
     async def _run(self, exchange: Exchange, route: Route) -> None:
-        set_traceparent(_trace_of(exchange))
+        set_traceparent(_callers_trace(exchange) or (None if self._tracing.is_on else _own_trace(exchange)))
         self._metrics.in_flight += 1
         try:
-            await route(exchange)
+            if self._tracing.is_on:
+                with self._tracing.span(
+                    f"{exchange.scope['method']} {exchange.route}", **{"http.route": exchange.route}
+                ):
+                    await route(exchange)
+            else:
+                await route(exchange)
         except ClientGoneError:
             exchange.reason = "CLIENT_GONE"
         except asyncio.CancelledError:
@@ -127,12 +136,13 @@ class Front:
         self._log.write(line, level=logging.INFO)
 
 
-def _trace_of(exchange: Exchange) -> str:
-    """The caller's trace, continued; else one of our own whose id is the call's."""
+def _callers_trace(exchange: Exchange) -> str | None:
     sent = exchange.header(_TRACEPARENT)
-    continued = parse_traceparent(sent.decode("latin-1")) if sent is not None else None
-    if continued is not None:
-        return continued
+    return parse_traceparent(sent.decode("latin-1")) if sent is not None else None
+
+
+def _own_trace(exchange: Exchange) -> str:
+    """A trace whose id is the call's, so that either finds the log lines of both."""
     digits = exchange.call_id.replace("-", "")
     return f"00-{digits}-{digits[16:]}-01"
 

@@ -17,7 +17,7 @@ from mws.inference.v1 import inference_service_pb2 as inference_pb
 from edge.answer import Head
 from edge.ask import Ask
 from edge.bodies import read_body
-from edge.clients import Admission, Inference
+from edge.clients import Admission, Inference, UnaryCall
 from edge.exchange import Exchange, Spawn
 from edge.gate import Gate
 from edge.metrics import EdgeMetrics
@@ -106,12 +106,15 @@ class Pipeline:
     async def ask(self, exchange: Exchange, digest: bytes, read: Callable[[bytes], Ask]) -> tuple[Ask, bytes]:
         """The request, read; and its body."""
         body = await self.read_body(exchange, digest)
-        if len(body) <= LARGE_BODY_BYTES:
-            return await self.parse(exchange, digest, lambda: read(body)), body
-        async with self._large_body:  # decoding does not yield: one at a time, and others get a turn in between
-            ask = await self.parse(exchange, digest, lambda: read(body))
-            await asyncio.sleep(0)
-            return ask, body
+        if len(body) > LARGE_BODY_BYTES:
+            async with self._large_body:  # decoding does not yield: large bodies queue, and others get a turn between
+                await asyncio.sleep(0)
+        return await self.parse(exchange, digest, lambda: read(body)), body
+
+    async def follow(self, exchange: Exchange, call: "UnaryCall[T]") -> T:
+        """A call's response; the call is cancelled when the client leaves."""
+        exchange.watch(call.cancel, self._spawn)
+        return await call
 
     def idempotency(self, exchange: Exchange, body: bytes) -> tuple[str, bytes]:
         """The caller's `Idempotency-Key` and the body's digest; both empty without one."""

@@ -250,6 +250,33 @@ class Usage(Struct):
     service_tier: str
 
 
+class TextReply(Struct, tag_field="type", tag="text"):
+    """Text of an answer."""
+
+    text: str
+
+
+class ThinkingReply(Struct, tag_field="type", tag="thinking"):
+    """Reasoning of an answer."""
+
+    thinking: str
+    signature: str
+
+
+class RedactedThinkingReply(Struct, tag_field="type", tag="redacted_thinking"):
+    """Reasoning that only its provider can read."""
+
+    data: str
+
+
+class ToolUseReply(Struct, tag_field="type", tag="tool_use"):
+    """A call of a tool."""
+
+    id: str
+    name: str
+    input: dict[str, Raw]
+
+
 class MessageReply(Struct):
     """The answer of POST /v1/messages."""
 
@@ -257,7 +284,7 @@ class MessageReply(Struct):
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
-    content: list[Raw]
+    content: list[TextReply | ThinkingReply | RedactedThinkingReply | ToolUseReply]
     stop_reason: str
     stop_sequence: str | None
     usage: Usage

@@ -120,7 +120,7 @@ def embedding_routes(pipeline: Pipeline) -> dict[tuple[str, str], Route]:
             if request.dimensions is not None:
                 call.dimensions = request.dimensions
             call.idempotency_key, call.body_sha256 = pipeline.idempotency(exchange, body)
-            answer = await pipeline.inference.embed(call)
+            answer = await pipeline.follow(exchange, pipeline.inference.embed(call))
             exchange.limits, exchange.profile = answer.limits, answer.profile
             exchange.input_tokens = answer.usage.input_tokens
             await exchange.respond(200, write_embeddings(request, answer), [])

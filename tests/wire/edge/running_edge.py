@@ -44,6 +44,7 @@ from services.runtime.errors import GatewayError, InvalidCredentialError, NotFou
 from services.runtime.guard import ServiceGuard
 from services.runtime.logging import EventLog
 from services.runtime.process import Readiness
+from services.runtime.telemetry import Tracing, current_traceparent
 
 GOOD_KEY, BAD_KEY = "mws_live_good", "mws_live_bad"
 BAD_DIGEST = hashlib.sha256(BAD_KEY.encode()).digest()
@@ -229,6 +230,10 @@ def check_headers(response: httpx2.Response) -> None:
         assert 1 <= int(response.headers["retry-after"]) <= 60
 
 
+def _trace() -> str:
+    return current_traceparent() or ""
+
+
 @dataclass(frozen=True)
 class EdgeOptions:
     """What a test may change."""
@@ -240,13 +245,15 @@ class EdgeOptions:
 
 
 async def run_edge(options: EdgeOptions) -> tuple[RunningEdge, Callable[[], Awaitable[None]]]:
-    inference, admission, table = ScriptedInference(), ScriptedAdmission(), MethodTable()
+    inference, admission, table = ScriptedInference(), ScriptedAdmission(), MethodTable()  # type: ignore[abstract]
     add_InferenceServiceServicer_to_server(inference, table)  # type: ignore[arg-type]
     add_CatalogServiceServicer_to_server(ScriptedCatalog(), table)  # type: ignore[arg-type]
     add_AdmissionServiceServicer_to_server(admission, table)  # type: ignore[arg-type]
     stream = BytesIO()
     log = EventLog(stream)
-    channel: Any = InProcessChannel(table, ServiceGuard(table, log), Caller(CallerClass.EDGE, "edge-0"))
+    channel: Any = InProcessChannel(
+        table, ServiceGuard(table, log), Caller(CallerClass.EDGE, "edge-0"), trace_context=_trace
+    )
     tasks: set[asyncio.Task[None]] = set()
 
     def spawn(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
@@ -266,7 +273,7 @@ async def run_edge(options: EdgeOptions) -> tuple[RunningEdge, Callable[[], Awai
         metrics=metrics,
     )
     routes = {**all_routes(pipeline), **ops_routes(readiness, lambda: False, registry)}
-    server = http_server(Front(routes, documentation_app(), log, metrics), 5)
+    server = http_server(Front(routes, documentation_app(), log, metrics, Tracing()), 5)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     serving = asyncio.get_running_loop().create_task(server.serve(sockets=[listener]))

@@ -10,6 +10,8 @@ from mws.inference.v1 import generation_pb2 as pb
 from mws.inference.v1 import inference_service_pb2 as inference_pb
 
 from services.runtime.calls import Call
+from services.runtime.telemetry import current_traceparent
+from tests.wire.edge.conftest import StartEdge
 from tests.wire.edge.running_edge import GOOD_KEY, SIX, RunningEdge, admitted, finished, hello, started, text
 
 USER = [{"role": "user", "content": "hi"}]
@@ -190,3 +192,32 @@ async def test_the_log_has_one_line_per_request(edge: RunningEdge) -> None:
         "profile": "dragon",
         "output_tokens": 5,
     }
+
+
+async def test_large_bodies_pass_one_after_another(start_edge: StartEdge) -> None:
+    edge = await start_edge(body_limit_bytes=8 << 20)
+    big = {"model": "m", "messages": [{"role": "user", "content": "x" * (5 << 20)}]}
+    async with edge.http() as client:
+        replies = [await client.post("/v1/chat/completions", json=big) for _ in range(2)]
+
+    assert [reply.status_code for reply in replies] == [200, 200]
+    assert len(edge.inference.asked[1].generation.messages[0].content[0].text.text) == 5 << 20
+
+
+async def test_a_caller_s_trace_is_continued(edge: RunningEdge) -> None:
+    seen: list[str | None] = []
+
+    async def script(request: inference_pb.GenerateRequest, _call: Call) -> AsyncIterator[list[pb.GenerationEvent]]:
+        seen.append(current_traceparent())
+        yield [admitted(request), started(), text("x"), finished()]
+
+    edge.inference.script = script
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    async with edge.http() as client:
+        await client.post("/v1/messages", json=MESSAGES, headers={"traceparent": trace})
+        own = await client.post("/v1/messages", json=MESSAGES, headers={"traceparent": "nonsense"})
+
+    assert seen[0] is not None
+    assert seen[0][3:35] == trace[3:35]
+    assert seen[1] is not None
+    assert seen[1][3:35] == own.headers["request-id"].replace("-", "")

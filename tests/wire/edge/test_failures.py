@@ -204,6 +204,8 @@ async def test_a_body_over_the_limit_is_413(edge: RunningEdge, path: str) -> Non
         ("POST", "/v1/messages/batches", 404, True),
         ("POST", "/v1/responses", 404, False),
         ("GET", "/v1/nothing/at/all", 404, False),
+        ("POST", "/messages", 404, True),
+        ("GET", "/favicon.ico", 404, False),
     ],
 )
 async def test_unknown_paths_and_methods(
