@@ -58,8 +58,12 @@ class _Gunzip(_Plain):
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(limit_bytes)
         self._member = zlib.decompressobj(_GZIP)
+        self._received_bytes = 0
 
     def add(self, piece: bytes) -> None:
+        self._received_bytes += len(piece)  # counted as well: members that hold nothing may go on for ever
+        if self._received_bytes > self._limit_bytes:
+            raise too_large(self._limit_bytes)
         data = piece
         while data:
             if self._member.eof:  # another member follows

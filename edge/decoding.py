@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import Raw
 
-from edge.problems import BadFieldError, Path, bad_value, from_validation, missing, not_json
+from edge.problems import Path, bad_value, from_validation, missing, not_json
 
 T = TypeVar("T")
 
@@ -100,30 +100,3 @@ class TaggedDecoder:
         if not kind:
             raise bad_value((*path, "type"), "may not be empty")
         return kind
-
-
-class _SchemaShape(msgspec.Struct):
-    """What every JSON Schema of an object has in common."""
-
-    type: str | list[str] | None = None
-    properties: dict[str, Raw] | None = None
-    required: list[str] | None = None
-
-
-_schema_shape = msgspec.json.Decoder(_SchemaShape)
-
-
-def check_object_schema(raw: Raw, path: Path) -> None:
-    """Raises unless the text is a JSON Schema that can describe an object. A missing `type` is added upstream."""
-    try:
-        shape = decode(_schema_shape, raw)
-    except BadFieldError as error:
-        if error.path:
-            raise error.under(path) from None
-        raise bad_value(path, "Input should be a JSON Schema object with type 'object'") from None
-    kinds = [shape.type] if isinstance(shape.type, str) else shape.type
-    if kinds is not None and "object" not in kinds:
-        raise bad_value((*path, "type"), "Input should be 'object'")
-    for name, member in (shape.properties or {}).items():
-        if bytes(member)[:1] not in b"{tf":
-            raise bad_value((*path, "properties", name), "Input should be a JSON Schema")

@@ -107,6 +107,8 @@ def failure_of(error: GatewayError, *, overloaded_status: int) -> Failure:
         return replace(failure, message=f"{first.field.removeprefix('generation.')}: {first.description}")
     if reason == reasons.ERROR_REASON_CONTEXT_TOO_LONG:
         return replace(failure, message=_too_long(error))
+    if reason == reasons.ERROR_REASON_NOT_FOUND and error.metadata.get("resource") == "model":
+        return replace(failure, message=error.message, code="model_not_found")
     return failure if failure.message else replace(failure, message=error.message)
 
 

@@ -44,6 +44,7 @@ _MODES = {
     "disabled": pb.Reasoning.MODE_DISABLED,
 }
 _MESSAGES_MAX = 100_000
+_LARGEST_COUNT = 2**53 - 1  # of tokens; no more than this is ever meant
 
 
 def read_messages(body: bytes) -> Ask:
@@ -96,7 +97,7 @@ def _read(
 
 def _set_options(generation: pb.Generation, request: Request) -> None:
     if request.max_tokens is not None:
-        generation.max_output_tokens = request.max_tokens
+        generation.max_output_tokens = min(request.max_tokens, _LARGEST_COUNT)
     if request.stream:
         generation.stream = True
     if request.stop_sequences:
@@ -121,7 +122,7 @@ def _set_thinking(generation: pb.Generation, thinking: schema.ThinkingConfig) ->
     if thinking.type == "enabled" and thinking.budget_tokens is None:
         raise missing(("thinking", "enabled", "budget_tokens"))
     if thinking.budget_tokens is not None:
-        generation.reasoning.budget_tokens = thinking.budget_tokens
+        generation.reasoning.budget_tokens = min(thinking.budget_tokens, _LARGEST_COUNT)
     if thinking.display == "omitted":
         generation.reasoning.omit_text = True
 

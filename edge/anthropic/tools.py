@@ -10,7 +10,8 @@ from msgspec import Raw
 from mws.inference.v1 import generation_pb2 as pb
 
 from edge.anthropic import schema
-from edge.decoding import check_object_schema, decode, fields_of, is_set, object_text, text_of
+from edge.decoding import decode, fields_of, is_set, object_text, text_of
+from edge.json_schema import check_object_schema
 from edge.problems import Path, bad_value, missing
 
 _custom = msgspec.json.Decoder(schema.ToolParam)

@@ -9,7 +9,8 @@ import msgspec
 from msgspec import Raw
 from mws.inference.v1 import generation_pb2 as pb
 
-from edge.decoding import check_object_schema, decode, fields_of, text_of
+from edge.decoding import decode, fields_of, text_of
+from edge.json_schema import check_object_schema
 from edge.openai import schema
 from edge.problems import Path, bad_value, missing
 
@@ -36,7 +37,7 @@ def add_tools(generation: pb.Generation, tools: "Sequence[schema.ToolParam] | Se
                 raise missing((*path, "function"))
             _add(generation, tool.function, (*path, "function"))
         elif isinstance(item, Raw):
-            _add_opaque(generation, tool.type, item)
+            _add_opaque(generation, tool.type, item, path)
         else:
             raise bad_value((*path, "type"), f"{tool.type[:40]!r} is not a kind of tool that is served here")
 
@@ -60,11 +61,14 @@ class _Named(msgspec.Struct):
     name: str = ""
 
 
-def _add_opaque(generation: pb.Generation, kind: str, raw: Raw) -> None:
+_named = msgspec.json.Decoder(_Named)
+
+
+def _add_opaque(generation: pb.Generation, kind: str, raw: Raw, path: Path) -> None:
     inner = fields_of(raw).get(kind)
     name = kind
     if inner is not None and bytes(inner)[:1] == b"{":
-        name = msgspec.json.decode(inner, type=_Named).name or kind
+        name = decode(_named, inner, (*path, kind)).name or kind
     tool = generation.tools.add(name=name)
     tool.opaque.dialect, tool.opaque.type, tool.opaque.json = pb.DIALECT_OPENAI, kind, text_of(raw)
 

@@ -120,13 +120,13 @@ def model_routes(pipeline: Pipeline) -> dict[tuple[str, str], Route]:
         await answer(exchange, None)
 
     async def get_model(exchange: Exchange) -> None:
-        await answer(exchange, exchange.scope["rest"])
+        await answer(exchange, exchange.scope.get("rest", ""))
 
     return {("GET", "/v1/models"): list_models, ("GET", "/v1/models/"): get_model}
 
 
 async def _find(pipeline: Pipeline, name: str) -> catalog_pb.Profile:
     try:
-        return await pipeline.inference.profile(name)
+        return await pipeline.inference.profile(name or "/")  # nothing is called nothing; the default is not meant
     except NotFoundError:
         raise NotFoundError(f"The model '{name[:100]}' does not exist.", metadata={"resource": "model"}) from None

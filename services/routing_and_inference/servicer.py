@@ -50,6 +50,7 @@ class InferenceServicer(InferenceServiceServicer):
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Any) -> pb.CountTokensResponse:
         profile = profile_for(self._catalogue, request.model, Kind.GENERATION)
+        request.generation.ClearField("max_output_tokens")  # nothing is generated: a 0, which Generate refuses, is fine
         prompt = read_prompt(request.generation, has_vision=profile.capabilities.vision)
         return pb.CountTokensResponse(input_tokens=bounding.estimated_input_tokens(prompt.size))
 

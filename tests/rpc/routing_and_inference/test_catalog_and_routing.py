@@ -67,6 +67,7 @@ async def test_a_profile_is_found_by_slug_and_alias_and_not_by_default(tmp_path:
 async def test_tokens_are_counted_without_asking_anyone(tmp_path: Path) -> None:
     async with a_world(tmp_path) as world:
         generation = a_request().generation
+        generation.max_output_tokens = 0  # not what is counted
         generation.messages[0].content.add().image.url = "https://example.test/cat.png"
         counts = [
             (

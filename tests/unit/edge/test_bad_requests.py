@@ -110,6 +110,22 @@ def _body(value: Any) -> bytes:
             id="property that is no schema",
         ),
         pytest.param(
+            MESSAGES
+            | {"tools": [TOOL | {"input_schema": {"type": "object", "properties": {"a": {"type": "strnig"}}}}]},
+            "tools.0.input_schema.properties.a.type: 'strnig' is not an accepted value",
+            id="property of a type that does not exist",
+        ),
+        pytest.param(
+            MESSAGES | {"tools": [TOOL, TOOL | {"input_schema": {"anyOf": [True, {"items": [{"not": 5}]}]}}]},
+            "tools.1.input_schema.anyOf.1.items.0.not: Input should be a JSON Schema",
+            id="schema that is bad far down",
+        ),
+        pytest.param(
+            MESSAGES | {"tools": [TOOL | {"input_schema": {"$defs": {"a": {"enum": "x"}}}}]},
+            "tools.0.input_schema.$defs.a.enum: Input should be a valid list",
+            id="definition with an enum that is no list",
+        ),
+        pytest.param(
             MESSAGES | {"tools": [TOOL], "tool_choice": {"type": "tool", "name": "g"}},
             "tool_choice.name: Tool 'g' not found in provided tools",
             id="choice of an unknown tool",
@@ -141,6 +157,12 @@ def test_messages(body: Any, expected: str) -> None:
         pytest.param(CHAT | {"messages": []}, "messages", "invalid_value", id="empty messages"),
         pytest.param(CHAT | {"n": 2}, "n", "decimal_above_max_value", id="two choices"),
         pytest.param(CHAT | {"max_tokens": 0}, "max_tokens", "decimal_below_min_value", id="no tokens"),
+        pytest.param(
+            CHAT | {"tools": [{"type": "custom", "custom": {"name": 5}}]},
+            "tools[0].custom.name",
+            "invalid_type",
+            id="tool of another kind with a number for a name",
+        ),
         pytest.param(CHAT | {"temperature": "hot"}, "temperature", "invalid_type", id="temperature as text"),
         pytest.param(CHAT | {"top_p": 2}, "top_p", "decimal_above_max_value", id="top_p"),
         pytest.param(CHAT | {"messages": [{"role": "user"}]}, "messages[0].content", "invalid_type", id="no content"),
@@ -201,6 +223,25 @@ def test_chat(body: Any, param: str | None, code: str | None) -> None:
 
     error = json.loads(openai.render(caught.value).body)["error"]
     assert (error["param"], error["code"], error["type"]) == (param, code, "invalid_request_error")
+
+
+def test_unusual_schemas_are_taken() -> None:
+    tuple_items = {"type": ["array", "null"], "items": [{"type": "string"}, True], "additionalItems": False}
+    schemas: list[dict[str, Any]] = [
+        {},
+        {"type": ["object", "null"]},
+        {"properties": {"type": {"type": "string"}, "required": {"enum": [1, None, {}]}, "a": tuple_items}},
+        {"type": "object", "properties": None, "required": None, "items": None, "$comment": 5, "format": 7},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "additionalProperties": {"$ref": "#/$defs/a"}}}},
+    ]
+    tools = [{"name": f"f{at}", "input_schema": schema} for at, schema in enumerate(schemas)]
+    assert len(read_messages(_body(MESSAGES | {"tools": tools})).generation.tools) == len(tools)
+
+
+def test_numbers_that_nobody_means_are_not_defects() -> None:
+    thinking = {"type": "enabled", "budget_tokens": 10**30}
+    assert read_count_tokens(_body(MESSAGES | {"max_tokens": 10**30})).generation.max_output_tokens == 2**53 - 1
+    assert read_messages(_body(MESSAGES | {"thinking": thinking})).generation.reasoning.budget_tokens == 2**53 - 1
 
 
 def test_counting_needs_no_max_tokens() -> None:

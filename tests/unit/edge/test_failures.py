@@ -120,6 +120,12 @@ def test_a_402_names_what_the_balance_would_cover() -> None:
     assert "max_tokens <= 77" in _of(anthropic.render(error, "id"))["message"]
 
 
+def test_a_model_that_is_not_there_has_its_own_code() -> None:
+    error = errors.NotFoundError("no model x", metadata={"resource": "model"})
+
+    assert (openai.render(error).status, _of(openai.render(error))["code"]) == (404, "model_not_found")
+
+
 def test_a_long_prompt_is_worded_as_clients_expect() -> None:
     error = errors.ContextTooLongError("no", metadata={"context_tokens": "131072"})
 

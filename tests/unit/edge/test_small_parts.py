@@ -163,6 +163,8 @@ async def test_gzip_is_inflated_up_to_the_limit() -> None:
     assert await read_body(exchange({"content-encoding": "gzip"}, *pieces), 2000) == b"a" * 1000 + b"b" * 10
     with pytest.raises(MessageTooLargeError):
         await read_body(exchange({"content-encoding": "gzip"}, gzip.compress(b"a" * 5_000_000)), 1_000_000)
+    with pytest.raises(MessageTooLargeError):
+        await read_body(exchange({"content-encoding": "gzip"}, *[gzip.compress(b"")] * 100), 1_000)
     for broken in (whole[:20], b"not gzip"):
         with pytest.raises(BadFieldError):
             await read_body(exchange({"content-encoding": "gzip"}, broken), 2000)
