@@ -26,7 +26,8 @@ class LinkOptions:
     connect_grace_s: float = 5.0
     """How long a call waits for a link when there is none; its deadline may come first."""
     backoff_initial_s: float = 0.1
-    backoff_max_s: float = 2.0
+    backoff_max_s: float = 0.5
+    """Small: a dial costs little, and a restarted peer should have its callers back within the second."""
     resolve_every_s: float = 2.0
 
 
