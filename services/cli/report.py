@@ -14,6 +14,8 @@ from rich.table import Table
 
 from services.runtime.errors import FieldViolation, GatewayError, reason_name
 
+PIPED_WIDTH = 200
+
 
 class Report:
     """Prints results to stdout and failures to stderr."""
@@ -21,6 +23,8 @@ class Report:
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
         self._out = Console()
+        if not self._out.is_terminal:
+            self._out = Console(width=PIPED_WIDTH)  # nothing is gained by folding columns for a file or a pager
         self._err = Console(stderr=True)
 
     def record(self, title: str, fields: Mapping[str, Any], *, for_people: Mapping[str, Any] | None = None) -> None:
