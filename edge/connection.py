@@ -3,6 +3,7 @@
 Owns how heads and chunks become bytes; refuses to parse requests, which uvicorn and httptools do.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -65,11 +66,48 @@ class AnswerCycle(RequestResponseCycle):
             self.on_response()
 
 
+HEAD_LIMIT_BYTES = 64 << 10
+_TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_UPGRADE = re.compile(rb"(\n)upgrade(?=:)", re.IGNORECASE)
+
+
+def without_upgrade(data: bytes) -> bytes:
+    """The same head without its wish for another protocol, which would end the parsing before the body begins.
+
+    Java's client and curl ask for HTTP/2 on every plain connection, and are content with HTTP/1.1.
+    """
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(rb"\1x-upgrade", head) + end + rest
+
+
 class Connection(HttpToolsProtocol):
     """A client's connection."""
 
+    _is_in_head = True
+    _head_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the client. A head is read up to a limit; the parser itself has none."""
+        if not self._is_in_head:
+            super().data_received(data)
+            return
+        if b"pgrade" in data or b"PGRADE" in data:
+            data = without_upgrade(data)
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_bytes > HEAD_LIMIT_BYTES and not self.transport.is_closing():
+            self.transport.write(_TOO_LARGE_HEAD)
+            self.transport.close()
+
+    def on_message_complete(self) -> None:
+        """The next bytes belong to the head of the next request."""
+        super().on_message_complete()
+        self._is_in_head = True
+
     def on_headers_complete(self) -> None:
         """uvicorn makes the cycle and schedules its task; before that runs, the cycle becomes one of ours."""
+        self._is_in_head = False
+        self._head_bytes = 0
         before = self.cycle
         super().on_headers_complete()
         if self.cycle is not before:

@@ -116,12 +116,13 @@ class Pipeline:
         exchange.watch(call.cancel, self._spawn)
         return await call
 
-    def idempotency(self, exchange: Exchange, body: bytes) -> tuple[str, bytes]:
+    async def idempotency(self, exchange: Exchange, digest: bytes, body: bytes) -> tuple[str, bytes]:
         """The caller's `Idempotency-Key` and the body's digest; both empty without one."""
         key = exchange.header(b"idempotency-key")
         if not key:
             return "", b""
         if len(key) > _IDEMPOTENCY_KEY_MAX:
+            await self.look_up(exchange, digest)
             raise BadFieldError((), "value", f"Idempotency-Key may have at most {_IDEMPOTENCY_KEY_MAX} characters")
         return key.decode("latin-1"), hashlib.sha256(body).digest()
 
@@ -152,16 +153,16 @@ class Pipeline:
             if ask.generates_nothing:
                 await self._answer_nothing(exchange, shape, ask, digest)
             else:
-                await self._generate(exchange, shape, ask, self._request(exchange, ask, digest, body))
+                await self._generate(exchange, shape, ask, await self._request(exchange, ask, digest, body))
 
         await self.serve(exchange, shape, work)
 
-    def _request(self, exchange: Exchange, ask: Ask, digest: bytes, body: bytes) -> inference_pb.GenerateRequest:
+    async def _request(self, exchange: Exchange, ask: Ask, digest: bytes, body: bytes) -> inference_pb.GenerateRequest:
         request = inference_pb.GenerateRequest(
             call_id=exchange.call_id, model=ask.model, generation=ask.generation, dialect=ask.dialect
         )
         request.credential.api_key_sha256 = digest
-        request.idempotency_key, request.body_sha256 = self.idempotency(exchange, body)
+        request.idempotency_key, request.body_sha256 = await self.idempotency(exchange, digest, body)
         return request
 
     async def _generate(

@@ -119,7 +119,7 @@ def embedding_routes(pipeline: Pipeline) -> dict[tuple[str, str], Route]:
             call.credential.api_key_sha256 = digest
             if request.dimensions is not None:
                 call.dimensions = request.dimensions
-            call.idempotency_key, call.body_sha256 = pipeline.idempotency(exchange, body)
+            call.idempotency_key, call.body_sha256 = await pipeline.idempotency(exchange, digest, body)
             answer = await pipeline.follow(exchange, pipeline.inference.embed(call))
             exchange.limits, exchange.profile = answer.limits, answer.profile
             exchange.input_tokens = answer.usage.input_tokens

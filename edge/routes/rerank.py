@@ -121,7 +121,7 @@ def rerank_routes(pipeline: Pipeline) -> dict[tuple[str, str], Route]:
             call.credential.api_key_sha256 = digest
             if request.top_n is not None:
                 call.top_n = min(request.top_n, len(texts))
-            call.idempotency_key, call.body_sha256 = pipeline.idempotency(exchange, body)
+            call.idempotency_key, call.body_sha256 = await pipeline.idempotency(exchange, digest, body)
             answer = await pipeline.follow(exchange, pipeline.inference.rerank(call))
             exchange.limits, exchange.profile = answer.limits, answer.profile
             await exchange.respond(200, write_rerank(exchange.call_id, request, texts, answer), [])
