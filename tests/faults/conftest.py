@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway import Gateway
+from tests.gateway import Account, Gateway
 from tests.paced import Paced
 from tests.provider import Provider
 
@@ -22,3 +22,9 @@ def faulty(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield Paced(gateway, provider)
         assert gateway.mws("ledger", "check")["violations"] == []
         assert gateway.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def hit_accounts() -> list[Account]:
+    """The accounts whose calls were hit, in the order of the suites."""
+    return []

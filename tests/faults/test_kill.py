@@ -25,16 +25,10 @@ REQUESTS = [
 CLEAN_STATUSES = {0, 200, 500, 502, 503, 504, 529}
 
 
-@pytest.fixture(scope="module")
-def accounts() -> list[Account]:
-    """The accounts whose calls were hit."""
-    return []
-
-
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("service", SERVICES)
 async def test_a_killed_process_costs_clean_errors_and_no_token(
-    faulty: Paced, accounts: list[Account], service: str
+    faulty: Paced, hit_accounts: list[Account], service: str
 ) -> None:
     account = faulty.account(f"kill-{service}")
     load = Load(faulty.caller(account, may_be_cut=service == "edge"), REQUESTS, WIDTH)
@@ -55,14 +49,7 @@ async def test_a_killed_process_costs_clean_errors_and_no_token(
     assert last_failed_s < allowed_s, f"calls sent {last_failed_s:.1f} s after the kill still failed"
     await faulty.reconciled(account, answers)
     assert faulty.gateway.mws("ledger", "check")["violations"] == []
-    accounts.append(account)
-
-
-@pytest.mark.timeout(120)
-async def test_no_hold_outlives_its_call_by_more_than_its_lease(faulty: Paced, accounts: list[Account]) -> None:
-    assert accounts, "run the whole file"
-    for account in accounts:
-        await eventually(lambda: nothing_is_held(faulty, account), within_s=45, why="all holds settled")  # noqa: B023
+    hit_accounts.append(account)
 
 
 @pytest.mark.long
