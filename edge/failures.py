@@ -114,6 +114,9 @@ def failure_of(error: GatewayError, *, overloaded_status: int) -> Failure:
 
 def _rate_limited(failure: Failure, error: GatewayError) -> Failure:
     kind, words = _LIMITS.get(error.metadata.get("limit", ""), ("requests", "rate limit of your account"))
+    if ceiling := error.metadata.get("ceiling"):
+        message = f"Request too large: it alone is over the {ceiling} {words}."
+        return replace(failure, message=message, kind=kind, retries=False)
     never = error.retry_in is not None and error.retry_in.total_seconds() > RETRY_AFTER_MAX_S
     message = f"Rate limit reached: {words}."
     if error.retry_in is not None:
@@ -145,7 +148,8 @@ def retry_headers(failure: Failure, error: GatewayError) -> list[tuple[bytes, by
     if failure.retries is not None:
         headers.append((b"x-should-retry", b"true" if failure.retries else b"false"))
     if failure.waits:
-        wait_ms = math.ceil(error.retry_in.total_seconds() * 1000) if error.retry_in is not None else 1000
+        default_ms = 1000 if failure.retries else RETRY_AFTER_MAX_S * 1000
+        wait_ms = math.ceil(error.retry_in.total_seconds() * 1000) if error.retry_in is not None else default_ms
         wait_ms = min(max(wait_ms, 1), RETRY_AFTER_MAX_S * 1000)
         headers.append((b"retry-after", b"%d" % math.ceil(wait_ms / 1000)))
         headers.append((b"retry-after-ms", b"%d" % wait_ms))

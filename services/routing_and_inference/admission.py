@@ -222,10 +222,12 @@ def _refusal(order: Order, response: pb.AdmitResponse) -> GatewayError:
         metrics.refusals("credit").inc()
         return _credit_exhausted(order, response)
     limit, message = _LIMITS.get(refused.reason, _LIMITS[pb.Refusal.REASON_REQUESTS])
+    metadata = {"limit": limit}
     if refused.HasField("ceiling"):
+        metadata["ceiling"] = str(refused.ceiling)
         message = f"the call alone is over the limit of {refused.ceiling} {limit.replace('_', ' ')} per minute"
     metrics.refusals(limit).inc()
-    return RateLimitedError(message, retry_in=retry_in, metadata={"limit": limit}, details=[response.limits])
+    return RateLimitedError(message, retry_in=retry_in, metadata=metadata, details=[response.limits])
 
 
 def _credit_exhausted(order: Order, response: pb.AdmitResponse) -> CreditExhaustedError:

@@ -136,6 +136,15 @@ async def test_a_limit_names_itself_and_says_how_long_to_wait(tmp_path: Path, re
         assert world.upstream.requests == []
 
 
+async def test_a_call_that_can_never_pass_is_told_so(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        world.admission.refusal = admission_pb.Refusal(reason=admission_pb.Refusal.REASON_TOKENS, ceiling=100)
+        with pytest.raises(errors.RateLimitedError) as caught:
+            await world.generate(a_request())
+
+        assert (caught.value.metadata, caught.value.retry_in) == ({"limit": "tokens", "ceiling": "100"}, None)
+
+
 async def test_an_empty_balance_says_how_much_output_it_would_cover(tmp_path: Path) -> None:
     async with a_world(tmp_path) as world:
         world.admission.refusal = admission_pb.Refusal(

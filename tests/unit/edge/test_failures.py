@@ -99,6 +99,11 @@ def test_a_429_names_its_limit(limit: str, kind: str) -> None:
             id="a wait is capped and not worth a retry",
         ),
         pytest.param(
+            errors.RateLimitedError("x", metadata={"limit": "tokens", "ceiling": "100"}),
+            {"x-should-retry": "false", "retry-after": "60", "retry-after-ms": "60000"},
+            id="a call that can never pass is not worth a retry",
+        ),
+        pytest.param(
             errors.StoreUnavailableError("x"),
             {"x-should-retry": "true", "retry-after": "1", "retry-after-ms": "1000"},
             id="unavailability has a default wait",

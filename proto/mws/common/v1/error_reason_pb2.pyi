@@ -40,7 +40,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 7
     """RESOURCE_EXHAUSTED with RetryInfo. A limit is reached. Metadata: `limit`, one of `requests`, `tokens`, `concurrency`,
-    `key_requests`, `key_tokens`, `ip_requests`.
+    `key_requests`, `key_tokens`, `ip_requests`; `ceiling`, only if the call alone is over that limit: it can never pass,
+    and there is no RetryInfo.
     """
     ERROR_REASON_NOT_FOUND: _ErrorReason.ValueType  # 8
     """NOT_FOUND. The named resource does not exist, or is not visible to this caller. Metadata: `resource`."""
@@ -114,7 +115,8 @@ help; a top-up does. Metadata: `affordable_output_tokens` (the largest `max_outp
 """
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 7
 """RESOURCE_EXHAUSTED with RetryInfo. A limit is reached. Metadata: `limit`, one of `requests`, `tokens`, `concurrency`,
-`key_requests`, `key_tokens`, `ip_requests`.
+`key_requests`, `key_tokens`, `ip_requests`; `ceiling`, only if the call alone is over that limit: it can never pass,
+and there is no RetryInfo.
 """
 ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 8
 """NOT_FOUND. The named resource does not exist, or is not visible to this caller. Metadata: `resource`."""
