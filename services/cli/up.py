@@ -21,7 +21,7 @@ from services.cli.admin import DEFAULT_DATA_DIR, DEFAULT_GRPC_BASE_PORT
 from services.cli.deployment import Deployment
 from services.cli.manager import START_TIMEOUT_S, STOP_TIMEOUT_S, Manager, free_ports
 from services.cli.running import StartError
-from services.runtime.callers import mint_secrets
+from services.runtime.callers import FOR_ITS_OWNER_ALONE, mint_secrets
 
 app = typer.Typer()
 _err = Console(stderr=True)
@@ -58,6 +58,7 @@ def up(
     ] = False,
 ) -> None:
     """Start all processes, print `ready http://HOST:PORT` when they answer, and run until SIGTERM."""
+    os.umask(FOR_ITS_OWNER_ALONE)
     _refuse_unsupported(postgres_url, redis_url, replicas)
     if upstream_dialect not in ("openai", "anthropic"):
         _fail("--upstream-dialect is `openai` or `anthropic`")

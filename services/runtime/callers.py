@@ -173,6 +173,10 @@ class BearerCallers:
         return caller
 
 
+FOR_ITS_OWNER_ALONE = 0o077
+"""The umask of every process of ours: databases, spools and logs tell who asked for what, and how much they own."""
+
+
 def read_token(secrets_dir: Path, caller_class: CallerClass) -> str:
     """The token with which a process of this class calls others."""
     return (secrets_dir / f"{caller_class}.token").read_text().strip()

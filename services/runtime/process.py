@@ -5,6 +5,7 @@ Owns the order of a life (start, ready, drain, exit) and what ends it; refuses t
 
 import asyncio
 import gc
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -17,7 +18,14 @@ import structlog
 import uvloop
 
 from services.link.server import LinkListener
-from services.runtime.callers import KEEP_TEAMS_S, BearerCallers, ResolveCaller, ServiceTokens, read_token
+from services.runtime.callers import (
+    FOR_ITS_OWNER_ALONE,
+    KEEP_TEAMS_S,
+    BearerCallers,
+    ResolveCaller,
+    ServiceTokens,
+    read_token,
+)
 from services.runtime.calls import CallerClass, MethodTable
 from services.runtime.channel import connect
 from services.runtime.guard import ServiceGuard
@@ -257,6 +265,7 @@ async def _call(callback: Callable[[], Awaitable[None]]) -> None:
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
     """Runs a process to its end on uvloop and exits: 0 after a drain, 1 when it failed."""
+    os.umask(FOR_ITS_OWNER_ALONE)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())

@@ -27,6 +27,11 @@ async def test_no_key_and_no_prompt_is_written_anywhere(paced: Paced) -> None:
             assert secret.encode() not in written, f"{path.relative_to(paced.gateway.data_dir)}"
 
 
+def test_what_a_gateway_writes_is_for_its_owner_alone(paced: Paced) -> None:
+    for path in paced.gateway.data_dir.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path.name
+
+
 def test_secret_files_are_for_their_owner_alone(paced: Paced) -> None:
     for path in (paced.gateway.data_dir / "secrets").iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path.name
