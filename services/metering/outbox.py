@@ -5,6 +5,7 @@ Owns coalescing, order and patience; refuses to decide what a change says.
 
 import asyncio
 import bisect
+import contextlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ class Outbox:
     A row is deleted after its acknowledgement. When the process dies in between it is sent again: changes are absolute.
     """
 
-    def __init__(self, store: LedgerStore, listener: BalanceListener, *, linger_s: float = 0.002) -> None:
+    def __init__(self, store: LedgerStore, listener: BalanceListener, *, linger_s: float = 0.025) -> None:
         self._store = store
         self._listener = listener
         self._linger_s = linger_s
@@ -40,6 +41,7 @@ class Outbox:
         self._changed = asyncio.Event()
         self._changed.set()  # whatever an earlier life of this process left
         self._waiters: list[_Waiter] = []  # by mark
+        self._is_awaited = asyncio.Event()
         store.on_commit(self._changed.set)
 
     async def run(self) -> None:
@@ -58,7 +60,7 @@ class Outbox:
                 self._changed.set()
             else:
                 backoff_s = _FIRST_BACKOFF_S
-                await asyncio.sleep(self._linger_s)  # under load, the next batch gathers meanwhile
+                await self._linger()
 
     async def acknowledged(self, mark: int, *, timeout_s: float) -> bool:
         """Whether auth-and-limits knows of everything up to a row, waiting this long for it."""
@@ -67,6 +69,7 @@ class Outbox:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiter = _Waiter(mark, future)
         bisect.insort(self._waiters, waiter, key=lambda each: each.mark)
+        self._is_awaited.set()
         try:
             async with asyncio.timeout(timeout_s):
                 await future
@@ -76,6 +79,13 @@ class Outbox:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
         return True
+
+    async def _linger(self) -> None:
+        """Lets the next batch gather, unless somebody waits for it."""
+        if not self._waiters:
+            self._is_awaited.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._is_awaited.wait(), self._linger_s)
 
     async def _deliver_batch(self) -> bool:
         """Sends the next rows. False when there are none."""

@@ -199,6 +199,7 @@ class Admissions:
         return request
 
     async def _admit(self, request: pb.AdmitRequest) -> pb.AdmitResponse:
+        self._finisher.hurry()
         try:
             return await self._admission.Admit(request, timeout=_TIMEOUT_S)
         except DeadlineExceededError as error:

@@ -54,6 +54,7 @@ _API_KEY_PREFIX = "mws_live_"
 _IDENTIFY_TIMEOUT_S = 2.0
 _FLUSH_FINISHES_S = 3.0
 _ASK_EVERY_S = 0.2
+_BUSY_CALLS = 8  # so many at once, and ends are worth gathering
 
 _AUTH_ANSWERS = "auth-and-limits answers"
 _PRICES_KNOWN = "metering knows the prices"
@@ -107,7 +108,7 @@ def wire(catalogue: Catalogue, outside: Outside, *, runner: str) -> Service:
     """Builds everything that serves. `runner` names this run of this process."""
     book = price_book_of(catalogue.profiles)
     leases = Leases(outside.admission, runner)
-    finisher = Finisher(outside.admission)
+    finisher = Finisher(outside.admission, is_busy=lambda: len(leases) >= _BUSY_CALLS)
     prices = PriceRegistration(outside.metering, book)
     recorder = UsageRecorder(outside.metering, outside.spool, leases, prices)
     admissions = Admissions(

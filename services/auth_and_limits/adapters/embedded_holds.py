@@ -122,7 +122,7 @@ class EmbeddedHolds:
         self._journal.check()
         for item in finished:
             self.state.finish(item, self._now_us())
-        await self._journal.written()
+        await self._journal.written(is_urgent=False)
 
     async def void(self, call_id: str, run_id: str) -> None:
         self._journal.check()
@@ -145,7 +145,7 @@ class EmbeddedHolds:
         self._journal.check()
         for balance in balances:
             self.state.change_balance(balance, self._now_us())
-        await self._journal.written()
+        await self._journal.written(is_urgent=False)
 
     async def closed(self, call_id: str, account_id: str | None) -> Hold:
         hold = self.state.holds.get(call_id)

@@ -22,6 +22,8 @@ from services.auth_and_limits.metrics import JOURNAL_BATCH_ROWS, JOURNAL_COMMIT_
 from services.runtime.errors import CallAlreadyAdmittedError, StoreUnavailableError
 
 SLOW_S = 0.25  # slow counts as down
+_PACE_S = 0.003  # between two transactions under load: what is decided meanwhile shares the second
+_LINGER_S = 0.02  # how long changes that nobody's answer waits for may wait for company
 _RETRY_S = 0.25
 _CLOSE_S = 5.0
 
@@ -60,7 +62,9 @@ class HoldJournal:
         self._waiters: list[asyncio.Future[None]] = []
         self._in_flight: _Batch | None = None
         self._writing: asyncio.Future[frozenset[int]] | None = None
-        self._is_due = False
+        self._due: asyncio.Handle | None = None  # the next transaction; may be moved forward
+        self._due_at_s = 0.0  # loop time
+        self._handed_over_at_s = 0.0  # loop time
         self._is_closed = False
 
     async def open(self) -> Recovered:
@@ -97,16 +101,16 @@ class HoldJournal:
         """Done when the hold noted last as fresh is durable. Fails with CallAlreadyAdmittedError: its id is used."""
         waiter = self._loop.create_future()
         self._fresh_waiters.append(waiter)
-        self._schedule()
+        self._schedule(_PACE_S)
         return waiter
 
-    def written(self) -> asyncio.Future[None]:
-        """Done when everything noted so far is durable."""
+    def written(self, *, is_urgent: bool = True) -> asyncio.Future[None]:
+        """Done when everything noted so far is durable. What is not urgent may wait for something that is."""
         self.check()
         waiter = self._loop.create_future()
         if self._state.changes:
             self._waiters.append(waiter)
-            self._schedule()
+            self._schedule(_PACE_S if is_urgent else _LINGER_S)
         elif self._in_flight is not None:
             self._in_flight.waiters.append(waiter)
         else:
@@ -131,16 +135,24 @@ class HoldJournal:
         except sqlite3.Error as error:
             _log.warning("journal.forget_failed", exc_info=error)
 
-    def _schedule(self) -> None:
-        """Hands over at the end of this turn of the loop, so that everything decided in it shares one commit."""
-        if self._in_flight is None and not self._is_due:
-            self._is_due = True
-            self._loop.call_soon(self._hand_over)
+    def _schedule(self, pace_s: float) -> None:
+        """Hands over so long after the last time, or at the end of this turn of the loop if that is past."""
+        if self._in_flight is not None:
+            return
+        at_s = self._handed_over_at_s + pace_s
+        if self._due is not None:
+            if self._due_at_s <= at_s:
+                return
+            self._due.cancel()
+        self._due, self._due_at_s = self._loop.call_at(at_s, self._hand_over), at_s
 
     def _hand_over(self) -> None:
-        self._is_due = False
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
         if self._in_flight is not None or self._is_closed:
             return
+        self._handed_over_at_s = self._loop.time()
         batch = _Batch(self._state.take_changes(), self._fresh_waiters, self._waiters, time.perf_counter())
         self._fresh_waiters, self._waiters = [], []
         self._in_flight = batch
@@ -162,12 +174,12 @@ class HoldJournal:
                 self._fail(batch.changes.fresh, batch.fresh_waiters + batch.waiters)
             self._state.put_back(batch.changes)
             self._take_out(batch)
-            self._loop.call_later(_RETRY_S, self._schedule)
+            self._loop.call_later(_RETRY_S, self._schedule, _PACE_S)
             return
         if not batch.is_given_up:
             self._succeed(batch, writing.result())
         if self._state.changes or self._waiters:
-            self._schedule()
+            self._schedule(_PACE_S if self._fresh_waiters else _LINGER_S)
 
     def _succeed(self, batch: _Batch, duplicates: frozenset[int]) -> None:
         if duplicates:

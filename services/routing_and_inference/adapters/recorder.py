@@ -27,6 +27,7 @@ Recorded = asyncio.Future["pb.RecordOutcome | None"]
 """What metering made of an event; None: it is in the spool."""
 
 _BATCH = 500
+_PACE_S = 0.003  # between two batches under load: what ends meanwhile shares the second
 _TIMEOUT_S = 1.5
 _RESEND_TIMEOUT_S = 5.0
 _FIRST_RESEND_S = 0.25
@@ -77,14 +78,18 @@ class UsageRecorder:
 
     async def run(self) -> None:
         """Sends what was submitted, for ever."""
+        loop = asyncio.get_running_loop()
         while True:
             await self._wake.wait()
             self._wake.clear()
             while self._waiting:
+                started_s = loop.time()
                 batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
                 self._running = len(batch)
                 await self._record(batch)
                 self._running = 0
+                if (left_s := started_s + _PACE_S - loop.time()) > 0:
+                    await asyncio.sleep(left_s)
 
     async def resend(self) -> None:
         """Sends what lies in the spool, for ever."""
