@@ -4,6 +4,7 @@ Owns connections, threads and what counts as a failure of the store; refuses to 
 """
 
 import asyncio
+import contextlib
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -50,7 +51,7 @@ def _connect(path: Path, *, is_reader: bool) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA recursive_triggers = ON")  # so that INSERT OR REPLACE meets the append-only triggers
     connection.execute("PRAGMA wal_autocheckpoint = 4000")  # 16 MB: a page that many groups touch is copied once
-    # 4 MB of pages: ids grow with time, so what is written next to is in it, and memory stops growing soon after the start.
+    # 4 MB of pages: ids grow with time, so writes meet pages that are in it, and memory levels off soon after the start.
     connection.execute("PRAGMA cache_size = -4096")
     if is_reader:
         connection.execute("PRAGMA query_only = ON")
@@ -184,7 +185,8 @@ class SqliteLedger:
 async def open_ledger(
     path: Path, *, write_timeout_s: float = 2.0, read_timeout_s: float = 10.0
 ) -> AsyncIterator[SqliteLedger]:
-    """The ledger in a file, made if it is not there. Raises UnknownSchemaError for a file of another version."""
+    """The ledger in a file, made if it is not there. Raises UnknownSchemaError for a file that is none, or of another
+    version."""
     await asyncio.to_thread(_prepare, path)
     committer: GroupCommitter[LedgerTransaction] = GroupCommitter(
         _WriteDatabase(path), is_store_failure, timeout_s=write_timeout_s
@@ -198,9 +200,9 @@ async def open_ledger(
 
 def _prepare(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    connection = _connect(path, is_reader=False)
     try:
-        sqlite_schema.prepare(connection)
-    finally:
-        connection.close()
+        with contextlib.closing(_connect(path, is_reader=False)) as connection:
+            sqlite_schema.prepare(connection)
+    except sqlite3.DatabaseError as error:
+        raise sqlite_schema.UnknownSchemaError(f"{path} cannot be used as a ledger: {error}") from error
     path.chmod(0o600)
