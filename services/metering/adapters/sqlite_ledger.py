@@ -51,7 +51,7 @@ def _connect(path: Path, *, is_reader: bool) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA recursive_triggers = ON")  # so that INSERT OR REPLACE meets the append-only triggers
     connection.execute("PRAGMA wal_autocheckpoint = 4000")  # 16 MB: a page that many groups touch is copied once
-    # 4 MB of pages: ids grow with time, so writes meet pages that are in it, and memory levels off soon after the start.
+    # 4 MB of pages: ids grow with time, so writes meet pages that are in it, and memory levels off soon after start.
     connection.execute("PRAGMA cache_size = -4096")
     if is_reader:
         connection.execute("PRAGMA query_only = ON")
