@@ -6,6 +6,7 @@ Owns child processes and their pid files; refuses to know what they do beyond "r
 import asyncio
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import socket
@@ -94,7 +95,10 @@ class Manager:
                 f"port {', '.join(map(str, taken))} on {self._deployment.host} is in use; "
                 "stop what listens there, or choose others with --port and --grpc-base-port"
             )
-        mint_secrets(self._deployment.secrets_dir)
+        try:
+            mint_secrets(self._deployment.secrets_dir)
+        except ValueError as error:
+            raise StartError(f"{self._deployment.secrets_dir}/callers.json is damaged: {error}") from error
 
     async def _watch(self, child: _Child) -> None:
         while not self._stopping.is_set():
@@ -201,11 +205,14 @@ def _die_with_parent() -> None:
 
 
 def _is_free(host: str, port: int) -> bool:
+    """Whether a port is not taken. Raises StartError for an address at which nothing can listen."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise StartError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
             return False
     return True
 

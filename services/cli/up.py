@@ -39,9 +39,9 @@ def _existing(text: str) -> Any:
 @app.command()
 def up(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Public HTTP port.")] = DEFAULT_PORT,
+    port: Annotated[int, typer.Option(help="Public HTTP port.", min=1, max=65_535)] = DEFAULT_PORT,
     grpc_base_port: Annotated[
-        int, typer.Option(help="gRPC: auth; +1 inference; +2 metering.")
+        int, typer.Option(help="gRPC: auth; +1 inference; +2 metering.", min=1, max=65_333)
     ] = DEFAULT_GRPC_BASE_PORT,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     catalog: Annotated[Path | None, _existing("Catalogue file instead of the packaged one.")] = None,
@@ -85,7 +85,7 @@ def up(
             return
         manager = Manager(deployment, restart=not no_restart, announce=lambda text: _err.print(text, highlight=False))
         status = asyncio.run(manager.run(lambda: print(f"ready {deployment.base_url}", flush=True)))
-    except StartError as error:
+    except (StartError, OSError) as error:
         _fail(str(error))
     raise typer.Exit(status)
 

@@ -43,8 +43,8 @@ async def run(settings: Settings) -> None:
         try:
             async with open_ledger(path, write_timeout_s=settings.store_timeout_s) as ledger:
                 await _serve(process, settings, ledger)
-        except UnknownSchemaError as error:
-            _log.error("ledger.unknown_schema", path=str(path), detail=str(error))
+        except (UnknownSchemaError, OSError) as error:
+            _log.error("ledger.cannot_open", path=str(path), detail=str(error))
             raise ProcessFailedError(str(error)) from error
 
 

@@ -8,5 +8,4 @@ from services.routing_and_inference.settings import Settings
 from services.runtime import process
 
 if __name__ == "__main__":
-    settings = Settings()
-    process.run(lambda: run(settings))
+    process.run(lambda: run(Settings()))

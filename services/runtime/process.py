@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NoReturn, Self
 import grpc
 import structlog
 import uvloop
+from pydantic import ValidationError
 
 from services.link.server import LinkListener
 from services.runtime.callers import (
@@ -272,4 +273,13 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
     except ProcessFailedError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(1)
+    except ValidationError as error:
+        sys.stderr.write(_bad_settings(error))
+        sys.exit(1)
     sys.exit(0)
+
+
+def _bad_settings(error: ValidationError) -> str:
+    """One line for each setting; what was set is not repeated, it may be a secret."""
+    lines = [f"setting {'.'.join(map(str, item['loc'])) or 'as a whole'}: {item['msg']}" for item in error.errors()]
+    return "".join(f"{line}\n" for line in lines)

@@ -194,6 +194,8 @@ UNSUPPORTED = [
     pytest.param(["--replicas", "nose=1"], "nose=1", id="no such service"),
     pytest.param(["--upstream", "http://x", "--upstream-dialect", "latin"], "--upstream-dialect", id="dialect"),
     pytest.param(["--catalog", "/nowhere.yaml"], "does not exist", id="no catalogue file"),
+    pytest.param(["--port", "65536"], "--port", id="no such port"),
+    pytest.param(["--grpc-base-port", "65500"], "--grpc-base-port", id="no room for the links' ports"),
 ]
 
 
@@ -205,6 +207,26 @@ def test_what_up_cannot_do_it_says(gateway: Gateway, tmp_path: Path, options: li
     assert done.returncode == 2
     assert said in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_start_that_must_fail_says_why_in_a_line(gateway: Gateway, tmp_path: Path) -> None:
+    port, base = free_port_block()
+    up = ["up", "--port", str(port), "--grpc-base-port", str(base), "--data-dir"]
+    (tmp_path / "file").write_text("")
+    (tmp_path / "bad" / "secrets").mkdir(parents=True)
+    (tmp_path / "bad" / "secrets" / "callers.json").write_text("{")
+    (tmp_path / "torn" / "metering").mkdir(parents=True)
+    (tmp_path / "torn" / "metering" / "ledger.sqlite3").write_bytes(b"no database " * 1000)
+    starts = {
+        "cannot listen on 192.0.2.1": [str(tmp_path / "a"), "--host", "192.0.2.1"],
+        "Not a directory": [str(tmp_path / "file")],
+        "callers.json is damaged": [str(tmp_path / "bad")],
+        "ledger.sqlite3 cannot be used as a ledger": [str(tmp_path / "torn")],
+        "setting upstream_url": [str(tmp_path / "b"), "--upstream", "nowhere"],
+    }
+    for said, options in starts.items():
+        done = _mws(*up, *options)
+        assert (done.returncode, said in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
 
 
 def test_a_broken_catalogue_ends_the_start_with_its_rule(gateway: Gateway, tmp_path: Path) -> None:

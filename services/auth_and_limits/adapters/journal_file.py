@@ -105,9 +105,13 @@ class JournalFile:
         self._connection = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, timeout=_BUSY_S, cached_statements=32
         )
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = FULL")
-        self._check_schema(path)
+        try:
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")
+            self._check_schema(path)
+        except sqlite3.DatabaseError as error:
+            self.close()
+            raise JournalError(f"{path} cannot be used as a journal: {error}") from error
 
     def close(self) -> None:
         """Lets go of the file."""

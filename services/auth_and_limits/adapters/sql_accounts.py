@@ -213,13 +213,20 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
 
 
-def _prepare(engine: sa.Engine) -> None:
-    """Makes the tables of an empty database; refuses one of another version."""
+def _schema_versions(engine: sa.Engine) -> Sequence[int]:
     with engine.begin() as connection:
         if not sa.inspect(connection).has_table(t.schema_version.name):
             t.metadata.create_all(connection)
             connection.execute(sa.insert(t.schema_version).values(version=t.SCHEMA_VERSION))
-        versions = connection.execute(sa.select(t.schema_version.c.version)).scalars().all()
+        return connection.execute(sa.select(t.schema_version.c.version)).scalars().all()
+
+
+def _prepare(engine: sa.Engine) -> None:
+    """Makes the tables of an empty database; refuses one of another version."""
+    try:
+        versions = _schema_versions(engine)
+    except sa.exc.DatabaseError as error:
+        raise AccountSchemaError(f"{engine.url} cannot be used for accounts: {error.orig}") from error
     if versions != [t.SCHEMA_VERSION]:
         raise AccountSchemaError(f"{engine.url}: schema version {versions}, this program knows {t.SCHEMA_VERSION}")
 

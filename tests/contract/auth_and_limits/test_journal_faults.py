@@ -258,6 +258,13 @@ async def test_two_processes_cannot_share_a_journal(bench: Bench) -> None:
         await other.open()
 
 
+async def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:
+    (tmp_path / "holds.sqlite3").write_bytes(b"no database " * 1000)
+
+    with pytest.raises(JournalError, match=r"holds\.sqlite3"):
+        await Bench(tmp_path).open()
+
+
 async def test_an_unknown_schema_is_refused(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     with sqlite3.connect(tmp_path / "holds.sqlite3") as file:

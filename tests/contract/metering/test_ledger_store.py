@@ -97,6 +97,15 @@ async def test_a_file_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
             pass
 
 
+async def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "torn.sqlite3"
+    path.write_bytes(b"no database " * 1000)
+
+    with pytest.raises(UnknownSchemaError, match=r"torn\.sqlite3"):
+        async with open_ledger(path):
+            pass
+
+
 async def test_the_file_is_private_and_fully_synchronous(store: SqliteLedger, path: Path) -> None:
     def pragmas(transaction: LedgerTransaction) -> list[object]:
         connection: sqlite3.Connection = transaction._sql  # type: ignore[attr-defined]

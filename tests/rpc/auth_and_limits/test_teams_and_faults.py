@@ -165,6 +165,15 @@ async def test_an_unknown_schema_is_refused(tmp_path: Path) -> None:
             pass
 
 
+async def test_a_file_that_holds_no_accounts_is_named(tmp_path: Path) -> None:
+    (tmp_path / "auth").mkdir()
+    (tmp_path / "auth" / "accounts.sqlite3").write_bytes(b"no database " * 1000)
+
+    with pytest.raises(AccountSchemaError, match=r"accounts\.sqlite3"):
+        async with serving(tmp_path):
+            pass
+
+
 async def test_a_broken_plan_file_stops_the_start(tmp_path: Path) -> None:
     async with serving(tmp_path):
         pass
