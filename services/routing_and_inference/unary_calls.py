@@ -39,6 +39,8 @@ from services.runtime.errors import FieldViolation, GatewayError, InvalidRequest
 
 MAX_INPUTS = 2_048
 MAX_DOCUMENTS = 1_000
+MAX_DIMENSIONS = 65_536
+MAX_NUMBERS = 8 * 1024 * 1024  # in all vectors of an answer: 32 MiB, below what a message may have
 
 _Result = TypeVar("_Result")
 _Attempt = Callable[[UpstreamTarget, int], Awaitable[_Result]]
@@ -233,8 +235,8 @@ class _Inputs:
 def _read_inputs(request: pb.EmbedRequest, profile: Profile) -> _Inputs:
     if not 1 <= len(request.inputs) <= MAX_INPUTS:
         raise _invalid("inputs", f"1 to {MAX_INPUTS} inputs are needed")
-    if request.HasField("dimensions") and request.dimensions < 1:
-        raise _invalid("dimensions", "must be at least 1")
+    if request.HasField("dimensions"):
+        _check_dimensions(request)
     kinds = {item.WhichOneof("kind") for item in request.inputs}
     if len(kinds) > 1 or None in kinds:
         raise _invalid("inputs", "must all be texts, or all be lists of token ids")
@@ -252,6 +254,13 @@ def _read_inputs(request: pb.EmbedRequest, profile: Profile) -> _Inputs:
         if 0 < profile.context_tokens < tokens:
             raise context_too_long(profile, tokens)
     return _Inputs(texts, token_ids, PromptSize(meter.ascii_characters, meter.other_characters))
+
+
+def _check_dimensions(request: pb.EmbedRequest) -> None:
+    if not 1 <= request.dimensions <= MAX_DIMENSIONS:
+        raise _invalid("dimensions", f"must be 1 to {MAX_DIMENSIONS}")
+    if len(request.inputs) * request.dimensions > MAX_NUMBERS:
+        raise _invalid("dimensions", f"times the inputs, may be at most {MAX_NUMBERS} numbers in all")
 
 
 def _read_text(index: int, item: pb.EmbedInput) -> str:

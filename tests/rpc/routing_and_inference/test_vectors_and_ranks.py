@@ -93,6 +93,8 @@ async def test_more_results_than_documents_are_all_of_them(tmp_path: Path) -> No
             "Embed", embed(pb.EmbedInput(token_ids=pb.TokenIds(ids=[-1]))), "inputs[0].token_ids", id="a negative id"
         ),
         pytest.param("Embed", embed(*texts("a"), dimensions=0), "dimensions", id="no dimensions"),
+        pytest.param("Embed", embed(*texts("a"), dimensions=2**31 - 1), "dimensions", id="more than memory holds"),
+        pytest.param("Embed", embed(*texts(*"a" * 200), dimensions=65_536), "dimensions", id="too much in all"),
         pytest.param("Rerank", rerank(), "documents", id="nothing to rank"),
         pytest.param("Rerank", rerank("a", query=""), "query", id="no query"),
         pytest.param("Rerank", rerank("a", top_n=0), "top_n", id="no results"),

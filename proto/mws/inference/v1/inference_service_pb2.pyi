@@ -121,7 +121,7 @@ class EmbedRequest(_message.Message):
     model: _builtins.str
     """An embedding profile or any other string (the default). Empty: the default."""
     dimensions: _builtins.int
-    """Length of the vectors. Absent: the profile's own."""
+    """Length of the vectors, 1..65536; times the inputs at most 8,388,608. Absent: the profile's own."""
     application: _builtins.str
     """The application that the usage is attributed to, at most 128 characters. Empty: none."""
     idempotency_key: _builtins.str
