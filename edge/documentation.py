@@ -107,7 +107,12 @@ def _json(name: str) -> dict[str, Any]:
 
 
 def _failures(shape: str, *extra: int) -> dict[str, Any]:
-    texts = {**_FAILURES, 404: "There is no such model.", 529: "Every upstream provider is overloaded."}
+    texts = {
+        **_FAILURES,
+        404: "There is no such model.",
+        409: "The `Idempotency-Key` stands for another request, or for an answer that is not kept.",
+        529: "Every upstream provider is overloaded.",
+    }
     answers: dict[str, Any] = {}
     for status in sorted({*_FAILURES, *extra}):
         answers[str(status)] = {"description": texts[status], "content": _json(f"{shape}ErrorReply")}
@@ -123,9 +128,10 @@ def _operation(summary: str, tag: str, reply: str, failures: dict[str, Any]) -> 
     return {"summary": summary, "tags": [tag], "responses": {"200": ok, **failures}}
 
 
-def _post(summary: str, shape: str, body: str, reply: str, *, streams: bool) -> dict[str, Any]:
+def _post(summary: str, shape: str, body: str, reply: str, *, streams: bool, charges: bool = True) -> dict[str, Any]:
     overloaded = (529,) if shape == "Anthropic" and streams else ()
-    operation = _operation(summary, shape, reply, _failures(shape, *overloaded))
+    conflict = (409,) if charges else ()
+    operation = _operation(summary, shape, reply, _failures(shape, *conflict, *overloaded))
     operation["requestBody"] = {"required": True, "content": _json(body)}
     if streams:
         operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
@@ -151,6 +157,7 @@ def _paths() -> dict[str, Any]:
             "AnthropicCountTokensRequest",
             "AnthropicCountTokensReply",
             streams=False,
+            charges=False,
         ),
         "/v1/chat/completions": _post(
             "Create a chat completion", "OpenAI", "OpenAIChatRequest", "OpenAIChatReply", streams=True

@@ -30,6 +30,13 @@ def test_every_operation_tells_its_failures_and_headers() -> None:
             assert "x-ratelimit-reset-tokens" in operation["responses"]["200"]["headers"]
 
 
+def test_what_charges_may_conflict_with_an_earlier_call() -> None:
+    paths = openapi_document()["paths"]
+    conflicting = {path for path, item in paths.items() if "409" in item.get("post", {}).get("responses", {})}
+
+    assert conflicting == {"/v1/messages", "/v1/chat/completions", "/v1/embeddings", "/v1/rerank"}
+
+
 def test_replies_are_what_the_document_says() -> None:
     head = Head("01994a3e-0000-7000-8000-000000000000", 1, "m", 1)
     answer = [
