@@ -134,7 +134,9 @@ class Admissions:
             response = await self._admit(request)
         call.note(account_id=response.account_id, profile=order.profile.slug)
         if response.HasField("replay"):
-            raise IdempotencyKeyReusedError("the answer of the call with this idempotency key was not kept")
+            raise IdempotencyKeyReusedError(
+                "the answer of the call with this idempotency key was not kept", details=[response.limits]
+            )
         if response.HasField("refused"):
             raise _refusal(order, response)
         opened = OpenCall(order, response.admitted, response.limits, self._price_book_version, self._wall_us())
