@@ -1,6 +1,7 @@
 """The deadlines of many calls behind one timer of the loop.
 
-Owns when a deadline counts as passed (up to a 64th of a second late, never early); refuses to know what then happens.
+Owns when a deadline counts as passed (never early; late by up to a 64th of a second, by up to a second when it was set
+long before); refuses to know what then happens.
 """
 
 import asyncio
@@ -8,6 +9,8 @@ import heapq
 from typing import Protocol
 
 _SLOTS_PER_S = 64
+_FAR_SLOTS = 16 * _SLOTS_PER_S
+"""From here on slots are a second wide: a slot lives until its time comes, and `Generate` sets deadlines of minutes."""
 
 
 class Expiring(Protocol):
@@ -32,6 +35,8 @@ class Deadlines:
     def add(self, at: float, item: Expiring) -> int:
         """Calls `item.expire()` once loop time has reached `at`. Returns what `discard` wants."""
         slot = int(at * _SLOTS_PER_S) + 1
+        if slot > self._loop.time() * _SLOTS_PER_S + _FAR_SLOTS:
+            slot += -slot % _SLOTS_PER_S
         items = self._slots.get(slot)
         if items is not None:
             items.add(item)
