@@ -85,7 +85,8 @@ class Outbox:
         if not self._waiters:
             self._is_awaited.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._is_awaited.wait(), self._linger_s)
+                async with asyncio.timeout(self._linger_s):
+                    await self._is_awaited.wait()
 
     async def _deliver_batch(self) -> bool:
         """Sends the next rows. False when there are none."""

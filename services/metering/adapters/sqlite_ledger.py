@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from services.metering.adapters import sqlite_reads, sqlite_schema
 from services.metering.adapters.group_commit import GroupCommitter
+from services.metering.adapters.notice_tail import NoticeTail
 from services.metering.adapters.sqlite_snapshot import SqliteSnapshot
 from services.metering.adapters.sqlite_transaction import SqliteTransaction
 from services.metering.ledger import Customer
@@ -61,8 +62,9 @@ def _connect(path: Path, *, is_reader: bool) -> sqlite3.Connection:
 class _WriteDatabase:
     """The writer thread's connection, reopened after a failure that it did not survive."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tail: NoticeTail) -> None:
         self._path = path
+        self._tail = tail
         self._connection: sqlite3.Connection | None = None
         self._transaction: SqliteTransaction | None = None
         self._books: dict[str, PriceBook] = {}
@@ -76,11 +78,14 @@ class _WriteDatabase:
 
     def commit(self) -> None:
         assert self._connection is not None
-        assert self._transaction is not None
-        self._transaction.flush()
+        transaction = self._transaction
+        assert transaction is not None
+        transaction.flush()
         self._connection.execute("COMMIT")
+        self._tail.committed(transaction.notices, transaction.forgotten_up_to)
 
     def rollback(self) -> None:
+        self._tail.lose()  # what was about to be committed may have landed
         self._books.clear()  # a book may have been read that is gone now
         if self._connection is None:
             return
@@ -138,8 +143,11 @@ class _Readers:
 class SqliteLedger:
     """The ledger in one file; see `LedgerStore`."""
 
-    def __init__(self, path: Path, committer: GroupCommitter[LedgerTransaction], read_timeout_s: float) -> None:
-        self._committer = committer
+    def __init__(self, path: Path, *, write_timeout_s: float, read_timeout_s: float) -> None:
+        self._tail = NoticeTail()
+        self._committer: GroupCommitter[LedgerTransaction] = GroupCommitter(
+            _WriteDatabase(path, self._tail), is_store_failure, timeout_s=write_timeout_s
+        )
         self._readers = _Readers(path, _READERS)
         self._inspectors = _Readers(path, 1)
         self._read_timeout_s = read_timeout_s
@@ -166,6 +174,9 @@ class SqliteLedger:
         return await self._read(lambda connection: sqlite_reads.read_usage_sums(connection, account_id, span, grouping))
 
     async def notices(self, after_row_id: int, limit: int) -> list[BalanceNotice]:
+        known = self._tail.after(after_row_id, limit)
+        if known is not None:
+            return known
         return await self._read(lambda connection: sqlite_reads.read_notices(connection, after_row_id, limit))
 
     async def inspect(self, inspection: Callable[[LedgerSnapshot], T]) -> T:
@@ -188,10 +199,7 @@ async def open_ledger(
     """The ledger in a file, made if it is not there. Raises UnknownSchemaError for a file that is none, or of another
     version."""
     await asyncio.to_thread(_prepare, path)
-    committer: GroupCommitter[LedgerTransaction] = GroupCommitter(
-        _WriteDatabase(path), is_store_failure, timeout_s=write_timeout_s
-    )
-    ledger = SqliteLedger(path, committer, read_timeout_s)
+    ledger = SqliteLedger(path, write_timeout_s=write_timeout_s, read_timeout_s=read_timeout_s)
     try:
         yield ledger
     finally:

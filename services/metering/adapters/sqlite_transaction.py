@@ -12,7 +12,7 @@ from services.metering.adapters import sqlite_rows as rows
 from services.metering.adapters.sqlite_reads import read_customer
 from services.metering.charging import Charge, UsageEvent
 from services.metering.ledger import Customer, Transfer, customer_account, is_customer
-from services.metering.ports import GrantRecord, PostedCall, Rejection
+from services.metering.ports import BalanceNotice, GrantRecord, PostedCall, Rejection
 from services.metering.pricing import PriceBook, read_canonical_json
 
 _SAVE_BALANCE = """
@@ -45,6 +45,8 @@ class SqliteTransaction:
         self._changed: dict[str, list[str]] = {}  # account id -> the calls that were closed
         self._usage_rows: list[rows.Row] = []
         self._transfers: list[Transfer] = []
+        self.notices: list[BalanceNotice] = []  # rows that it added to the outbox
+        self.forgotten_up_to = 0  # rows of the outbox that it deleted, by the highest id
 
     def posted_calls(self, call_ids: Sequence[str]) -> dict[str, PostedCall]:
         self._write_gathered()
@@ -129,23 +131,32 @@ class SqliteTransaction:
 
     def forget_notices(self, up_to_row_id: int, acknowledged_seqs: Mapping[str, int]) -> None:
         self._sql.execute("DELETE FROM outbox WHERE id <= ?", (up_to_row_id,))
+        self.forgotten_up_to = max(self.forgotten_up_to, up_to_row_id)
         self._sql.executemany(_ACKNOWLEDGE, acknowledged_seqs.items())
 
     def flush(self) -> None:
         """Writes what has gathered; changed customers get their next seq and a row in the outbox."""
         self._write_gathered()
         changed, self._changed = self._changed, {}
+        if not changed:
+            return
         balances: list[rows.Row] = []
-        notices: list[rows.Row] = []
-        for account_id, closed_call_ids in changed.items():
+        for account_id in changed:
             customer = self.customer(account_id)
             customer.seq += 1
             facts = (customer.balance_nano_usd, customer.lifetime_paid_nano_usd)
             balances.append((customer_account(account_id), *facts, customer.promotional_nano_usd, customer.seq))
-            notices.append((account_id, customer.seq, *facts, ",".join(closed_call_ids)))
             self._save_promotions(customer)
         self._sql.executemany(_SAVE_BALANCE, balances)
-        self._sql.executemany(_ADD_NOTICE, notices)
+        self._add_notices(changed)
+
+    def _add_notices(self, changed: Mapping[str, Sequence[str]]) -> None:
+        for account_id, closed_call_ids in changed.items():
+            customer = self.customer(account_id)
+            facts = (account_id, customer.seq, customer.balance_nano_usd, customer.lifetime_paid_nano_usd)
+            row_id = self._sql.execute(_ADD_NOTICE, (*facts, ",".join(closed_call_ids))).lastrowid
+            assert row_id is not None
+            self.notices.append(BalanceNotice(row_id, *facts, tuple(closed_call_ids)))
 
     def _save_promotions(self, customer: Customer) -> None:
         touched, customer.touched = customer.touched, {}
