@@ -39,13 +39,9 @@ UNARY_DEADLINE_S = 30.0
 STREAM_DEADLINE_S = 900.0
 
 
-class _Observed:
-    """What is known of a running call, from `admit` to `finish`."""
-
-    __slots__ = ("span", "started", "trace_id")
-
-    def __init__(self, started: float, trace_id: str, span: Span | None) -> None:
-        self.started, self.trace_id, self.span = started, trace_id, span
+# What is known of a running call, from `admit` to `finish`: when it started (perf_counter), its trace, its span.
+_Observed = tuple[float, str, Span | None]
+_OK = "OK"
 
 
 class _Row:
@@ -91,65 +87,43 @@ class ServiceGuard:
             )
 
     def _observe(self, row: _Row, call: Call) -> _Observed:
-        traceparent = None
+        traceparent, span = None, None
         for key, value in call.metadata:
             if key == TRACEPARENT:
                 traceparent = parse_traceparent(value)
                 break
-        span = None
         if self._tracing.is_on:
             span = self._tracing.start(row.name, traceparent, SpanKind.SERVER)
             traceparent = traceparent_of(span)
         elif traceparent is None:
             traceparent = new_traceparent()
         CURRENT_TRACE.set(traceparent)
-        return _Observed(time.perf_counter(), trace_id_of(traceparent), span)
+        return time.perf_counter(), trace_id_of(traceparent), span
 
     def finish(self, method: Method, call: Call, error: BaseException | None) -> GatewayError | None:
         """Counts and logs the call; returns the failure to send, if any: never an unexpected exception's text."""
         failure = None if error is None else _failure_of(call, error)
         row = self._rows[method.path]
-        code = "OK" if failure is None else failure.code.name
+        code = _OK if failure is None else failure.code.name
         observed: _Observed | None = call.observed
         if observed is None:  # refused before `admit`: nobody knows who calls
-            duration_s = max(0.0, asyncio.get_running_loop().time() - call.started)
+            duration_s, trace_id = max(0.0, asyncio.get_running_loop().time() - call.started), ""
         else:
             call.observed = None
-            duration_s = time.perf_counter() - observed.started
+            started_s, trace_id, span = observed
+            duration_s = time.perf_counter() - started_s
             row.metrics.in_flight -= 1
-            if observed.span is not None:
-                _end_span(observed.span, call, failure)
+            if span is not None:
+                _end_span(span, call, failure)
         row.metrics.observe(code, duration_s)
-        self._write_line(row, call, (code, failure, duration_s, observed))
+        if self._log.level <= logging.INFO:
+            self._log.write(_line(row, call, failure, (code, duration_s, trace_id)))
         if failure is not None and failure is not error and type(failure) is GatewayError:
             assert error is not None
-            self._report_defect(row, observed, error)
+            self._report_defect(row, trace_id, error)
         return failure
 
-    def _write_line(
-        self, row: _Row, call: Call, ended: tuple[str, GatewayError | None, float, _Observed | None]
-    ) -> None:
-        code, failure, duration_s, observed = ended
-        if self._log.level > logging.INFO:
-            return
-        line: dict[str, Any] = {
-            "timestamp": timestamp(),
-            "level": "info",
-            "event": "rpc.finished",
-            "method": row.name,
-            "code": code,
-            "reason": "" if failure is None else reason_name(failure),
-            "duration_ms": round(duration_s * 1_000, 3),
-            "caller": call.caller.name,
-            "trace_id": "" if observed is None else observed.trace_id,
-        }
-        if call.cancel_reason is not None:
-            line["cancel_reason"] = call.cancel_reason
-        if call.facts is not None:
-            line |= call.facts
-        self._log.write(line)
-
-    def _report_defect(self, row: _Row, observed: _Observed | None, error: BaseException) -> None:
+    def _report_defect(self, row: _Row, trace_id: str, error: BaseException) -> None:
         """The one place that says what really happened: frames and types, and not what the exception quotes."""
         self._log.write(
             {
@@ -157,11 +131,32 @@ class ServiceGuard:
                 "level": "error",
                 "event": "rpc.broke",
                 "method": row.name,
-                "trace_id": "" if observed is None else observed.trace_id,
+                "trace_id": trace_id,
                 "exception": describe(error),
             },
             level=logging.ERROR,
         )
+
+
+def _line(row: _Row, call: Call, failure: GatewayError | None, ended: tuple[str, float, str]) -> dict[str, Any]:
+    """The call's canonical line; `ended` is its code, its duration in seconds and its trace id."""
+    code, duration_s, trace_id = ended
+    line: dict[str, Any] = {
+        "timestamp": timestamp(),
+        "level": "info",
+        "event": "rpc.finished",
+        "method": row.name,
+        "code": code,
+        "reason": "" if failure is None else reason_name(failure),
+        "duration_ms": int(duration_s * 1_000_000) / 1_000,
+        "caller": call.caller.name,
+        "trace_id": trace_id,
+    }
+    if call.cancel_reason is not None:
+        line["cancel_reason"] = call.cancel_reason
+    if call.facts is not None:
+        line.update(call.facts)
+    return line
 
 
 def _failure_of(call: Call, error: BaseException) -> GatewayError:

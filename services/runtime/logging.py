@@ -139,19 +139,24 @@ class EventLog:
 
 
 class _Clock:
-    """Writes the time; formats each second once."""
+    """Writes the time; formats each second once, and each millisecond once."""
 
     second = -1
+    second_text = ""
+    millisecond = -1
     text = ""
 
 
 def timestamp() -> str:
     """Now, UTC, in milliseconds: `2026-11-22T09:50:07.258Z`."""
-    now = time.time()
-    second = int(now)
-    if second != _Clock.second:
-        _Clock.second, _Clock.text = second, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
-    return f"{_Clock.text}{int((now - second) * 1_000):03d}Z"
+    millisecond = time.time_ns() // 1_000_000
+    if millisecond != _Clock.millisecond:
+        second, rest = divmod(millisecond, 1_000)
+        if second != _Clock.second:
+            text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+            _Clock.second, _Clock.second_text = second, text
+        _Clock.millisecond, _Clock.text = millisecond, f"{_Clock.second_text}{rest:03d}Z"
+    return _Clock.text
 
 
 def _finish_event(log: EventLog) -> Any:
