@@ -7,18 +7,16 @@ import os
 import re
 import time
 
-_VERSION_7 = 0x7 << 76
-_VARIANT = 0b10 << 62
+_VARIANT_OF = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))  # two random bits behind the two fixed ones
 _CANONICAL = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}").fullmatch
 
 
 def new_id() -> str:
     """A fresh UUIDv7: 48 bits of Unix milliseconds, then 74 random bits, as 36 characters."""
-    random_bits = int.from_bytes(os.urandom(10), "big")
-    value = (time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF) << 80
-    value |= _VERSION_7 | (random_bits >> 68) << 64 | _VARIANT | random_bits & 0x3FFF_FFFF_FFFF_FFFF
-    digits = f"{value:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    time_digits = f"{time.time_ns() // 1_000_000:012x}"
+    digits = os.urandom(10).hex()
+    tail = f"{_VARIANT_OF[digits[3]]}{digits[4:7]}-{digits[7:19]}"
+    return f"{time_digits[:8]}-{time_digits[8:]}-7{digits[:3]}-{tail}"
 
 
 def unix_ms_of(id_text: str) -> int:
