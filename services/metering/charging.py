@@ -138,6 +138,8 @@ def _charged_generation(event: UsageEvent, basis: Basis) -> tuple[TokenUsage, bo
     reported, delivered = event.reported, event.delivered
     if basis is Basis.DELIVERED:
         return TokenUsage(_input_of(delivered), _output_of(delivered)), False
+    if basis is Basis.REPORTED and reported.input_tokens is not None and reported.output_tokens is not None:
+        return reported if reported.search_units is None else reported._replace(search_units=None), False
     charged_input, is_estimated = _reported_input(event)
     if basis is Basis.INPUT:
         return charged_input, is_estimated
