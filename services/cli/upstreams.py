@@ -45,9 +45,15 @@ def _row(upstream: pb.Upstream) -> dict[str, str | int]:
         "dialect": upstream.dialect,
         "priority": upstream.priority,
         "weight": upstream.weight,
-        "health": pb.UpstreamHealth.Name(upstream.health).removeprefix("UPSTREAM_HEALTH_").lower(),
+        "health": _health(upstream.health),
         "in_flight": upstream.in_flight,
         "calls": upstream.calls,
         "failures": upstream.failures,
         "last_failure": upstream.last_failure,
     }
+
+
+def _health(health: "pb.UpstreamHealth.ValueType") -> str:
+    if health == pb.UPSTREAM_HEALTH_UNSPECIFIED:
+        return "unknown"  # never called
+    return pb.UpstreamHealth.Name(health).removeprefix("UPSTREAM_HEALTH_").lower()
