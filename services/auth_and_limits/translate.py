@@ -11,7 +11,7 @@ from mws.common.v1 import credential_pb2, limits_pb2
 
 from services.auth_and_limits.admission import Credential
 from services.auth_and_limits.holds import LARGEST_AMOUNT_NANO_USD, Hold, HoldState
-from services.auth_and_limits.limits import BucketView, LimitsView
+from services.auth_and_limits.limits import LimitsView
 from services.auth_and_limits.records import Admitted, Ask, Balance, Finished, Payer, Refused, Verdict
 from services.runtime.errors import FieldViolation, InvalidRequestError, MissingCredentialError
 from services.runtime.ids import unix_ms_of
@@ -222,19 +222,15 @@ def fill_hold(message: pb.Hold, hold: Hold, lease_until_unix_us: int) -> None:
 
 def fill_limits(message: limits_pb2.LimitsSnapshot, limits: LimitsView) -> None:
     """Writes limits into their message."""
-    _fill_bucket(message.requests, limits.requests)
-    _fill_bucket(message.tokens, limits.tokens)
+    for bucket_message, bucket in ((message.requests, limits.requests), (message.tokens, limits.tokens)):
+        bucket_message.limit = bucket.limit
+        bucket_message.remaining = bucket.remaining
+        _fill_span(bucket_message.reset, bucket.reset_us)
 
 
 def _broken(field: str, rule: str) -> InvalidRequestError:
     """One rule that was broken, where there is no need to look for others."""
     return InvalidRequestError(f"{field} {rule}", violations=[FieldViolation(field, rule)])
-
-
-def _fill_bucket(message: limits_pb2.BucketSnapshot, bucket: BucketView) -> None:
-    message.limit = bucket.limit
-    message.remaining = bucket.remaining
-    _fill_span(message.reset, bucket.reset_us)
 
 
 def _fill_refusal(message: pb.Refusal, refused: Refused) -> None:

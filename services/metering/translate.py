@@ -93,7 +93,7 @@ def event_from_pb(message: pb.UsageEvent) -> UsageEvent | Rejection:
         micros(message.started_at),
         micros(message.ended_at),
     )
-    fault = _text_fault(event) or _number_fault(event) or _count_fault(event.reported) or _count_fault(event.delivered)
+    fault = _text_fault(event) or _number_fault(event) or _count_fault(event)
     return Rejection(event.call_id[:64], fault, _as_json(message)) if fault else event
 
 
@@ -122,10 +122,11 @@ def _number_fault(event: UsageEvent) -> str:
     return ""
 
 
-def _count_fault(usage: TokenUsage) -> str:
-    for count in usage:
-        if count is not None and not 0 <= count <= MAX_COUNT:
-            return f"a count of tokens or search units is not 0..{MAX_COUNT}"
+def _count_fault(event: UsageEvent) -> str:
+    for usage in (event.reported, event.delivered):
+        for count in usage:
+            if count and not 0 < count <= MAX_COUNT:
+                return f"a count of tokens or search units is not 0..{MAX_COUNT}"
     return ""
 
 
@@ -186,7 +187,6 @@ def usage_to_pb(usage: TokenUsage) -> tokens_pb.TokenUsage:
 
 
 _OUTCOME_KINDS = {
-    OutcomeKind.POSTED: pb.RecordOutcome.KIND_POSTED,
     OutcomeKind.DEFERRED: pb.RecordOutcome.KIND_DEFERRED,
     OutcomeKind.REJECTED: pb.RecordOutcome.KIND_REJECTED,
 }
@@ -194,15 +194,16 @@ _OUTCOME_KINDS = {
 
 def outcome_to_pb(outcome: RecordOutcome) -> pb.RecordOutcome:
     """What became of an event."""
-    is_posted = outcome.kind is OutcomeKind.POSTED
+    call_id, kind, charged_nano_usd, rule, usage, is_repeated, detail = outcome
+    if kind is not OutcomeKind.POSTED:
+        return pb.RecordOutcome(call_id=call_id, kind=_OUTCOME_KINDS[kind], repeated=is_repeated, detail=detail)
     return pb.RecordOutcome(
-        call_id=outcome.call_id,
-        kind=_OUTCOME_KINDS[outcome.kind],
-        charged_nano_usd=outcome.charged_nano_usd if is_posted else None,
-        rule=outcome.rule,
-        charged=usage_to_pb(outcome.usage) if is_posted else None,
-        repeated=outcome.is_repeated,
-        detail=outcome.detail,
+        call_id=call_id,
+        kind=pb.RecordOutcome.KIND_POSTED,
+        charged_nano_usd=charged_nano_usd,
+        rule=rule,
+        charged=usage_to_pb(usage),
+        repeated=is_repeated,
     )
 
 

@@ -10,13 +10,7 @@ from itertools import islice, takewhile
 from services.auth_and_limits import holds
 from services.auth_and_limits.adapters.memory_records import KEY_METER, Changes, Claim, Meters, Purse
 from services.auth_and_limits.holds import LEASE_US, Hold, HoldState
-from services.auth_and_limits.limits import (
-    Demand,
-    LimitsView,
-    Reason,
-    binding_view,
-    shortage_of,
-)
+from services.auth_and_limits.limits import Demand, LimitsView, Reason, binding_view, shortage_of
 from services.auth_and_limits.records import (
     Account,
     Admitted,
@@ -364,7 +358,8 @@ class MemoryState:
         meters: Iterable[Meters | None] = (self.purse(hold.account_id).meters, self.key_meters.get(hold.key_id))
         for meter in meters:
             if meter is not None:
-                meter.requests.correct(requests, now_us)
+                if requests:
+                    meter.requests.correct(requests, now_us)
                 meter.tokens.correct(tokens, now_us)
         self._note_meters(hold)
 
