@@ -13,7 +13,7 @@ from services.routing_and_inference.upstreams import tool_ids
 from services.routing_and_inference.upstreams.anthropic_answer import AnthropicAnswer
 from services.routing_and_inference.upstreams.anthropic_request import write_request
 from services.routing_and_inference.upstreams.exchange import Prepared, relay
-from services.routing_and_inference.upstreams.http import HttpClient
+from services.routing_and_inference.upstreams.http import Headers, HttpClient
 from services.routing_and_inference.upstreams.openai_answer import mint_tool_call_id
 from services.routing_and_inference.upstreams.runs import RunWriter
 from services.routing_and_inference.upstreams.urls import versioned_url
@@ -60,11 +60,11 @@ def _wants_citations(generation: pb.Generation) -> bool:
     return False
 
 
-def _headers(request: UpstreamRequest) -> dict[str, str]:
+def _headers(request: UpstreamRequest) -> Headers:
     options = request.target.options
     headers = {"anthropic-version": str(options.get("anthropic_version", _VERSION))}
     if request.target.api_key:
         headers["x-api-key"] = request.target.api_key
     if beta := options.get("anthropic_beta"):
         headers["anthropic-beta"] = str(beta)
-    return headers
+    return tuple(headers.items())

@@ -4,9 +4,9 @@ Owns headers, timeouts and the ends of an attempt; refuses to know any dialect's
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 from mws.common.v1.token_usage_pb2 import TokenUsage
 from mws.inference.v1.generation_pb2 import GenerationEvent
 
@@ -14,6 +14,7 @@ from services.routing_and_inference.catalog import Option, UpstreamTarget
 from services.routing_and_inference.ports import UpstreamFailure, UpstreamRequest
 from services.routing_and_inference.upstreams import errors
 from services.routing_and_inference.upstreams.http import (
+    Headers,
     HttpClient,
     HttpFailure,
     HttpFailureKind,
@@ -27,6 +28,11 @@ from services.routing_and_inference.upstreams.sse import SseReader, SseTooLongEr
 MOST_BYTES = 64 * 1024 * 1024  # of an answer in one piece
 _MOST_ERROR_BYTES = 256 * 1024
 _STREAM_BEGINNINGS = (b"data:", b"event:", b":")
+_FIXED: Headers = (
+    ("content-type", "application/json"),
+    ("accept", "application/json, text/event-stream"),
+    ("user-agent", "mws-gateway"),
+)
 _FORMALITIES_S = 5.0  # how long usage and the end of the stream are waited for after the answer itself has ended
 
 _DEFAULTS = Timeouts()
@@ -43,17 +49,13 @@ class Attempt(Protocol):
     def target(self) -> UpstreamTarget: ...
 
 
-async def post(http: HttpClient, attempt: Attempt, url: str, headers: Mapping[str, str], body: bytes) -> HttpResponse:
-    """Sends an attempt and gives its answer, a 2xx. Raises UpstreamFailure."""
-    all_headers = {
-        "content-type": "application/json",
-        "accept": "application/json, text/event-stream",
-        "user-agent": "mws-gateway",
-        "x-request-id": f"{attempt.call_id}.{attempt.attempt}",
-        **headers,
-    }
+async def post(http: HttpClient, attempt: Attempt, url: str, headers: Headers, body: bytes) -> HttpResponse:
+    """Sends an attempt and gives its answer, a 2xx. `headers` are the target's own. Raises UpstreamFailure."""
+    own = {"x-request-id": f"{attempt.call_id}.{attempt.attempt}"}
+    options = attempt.target.options
+    timeouts = _timeouts(options) if options else _DEFAULTS
     try:
-        response = await http.post(HttpRequest(url, all_headers, body, _timeouts(attempt.target.options)))
+        response = await http.post(HttpRequest(url, own, body, timeouts, _FIXED + headers))
     except HttpFailure as failure:
         raise errors.of_http(failure, accepted=False) from None
     if 200 <= response.status < 300:
@@ -67,7 +69,7 @@ async def post(http: HttpClient, attempt: Attempt, url: str, headers: Mapping[st
     raise errors.of_status(response.status, response.header, text)
 
 
-async def ask(http: HttpClient, attempt: Attempt, url: str, headers: Mapping[str, str], body: bytes) -> bytes:
+async def ask(http: HttpClient, attempt: Attempt, url: str, headers: Headers, body: bytes) -> bytes:
     """Sends an attempt and gives the whole body of its answer. Raises UpstreamFailure."""
     response = await post(http, attempt, url, headers, body)
     try:
@@ -96,12 +98,11 @@ class Answer(Protocol):
         """The last event; `done`: the upstream said that it was over. Raises UpstreamFailure for a broken answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(msgspec.Struct, frozen=True, eq=False):
     """A request in its dialect, and what reads its answer."""
 
     url: str
-    headers: Mapping[str, str]
+    headers: Headers
     body: bytes
     answer: Answer
     runs: RunWriter
@@ -165,7 +166,11 @@ def _feed(reader: SseReader, chunk: bytes, answer: Answer) -> bool:
         events = reader.feed(chunk) if chunk else reader.finish()
     except SseTooLongError:
         raise errors.malformed() from None
-    return any(answer.feed(name, payload) for name, payload in events)
+    done = False
+    for name, payload in events:
+        if done := answer.feed(name, payload):
+            break
+    return done
 
 
 async def _read_whole(response: HttpResponse, answer: Answer) -> bool:
@@ -198,8 +203,6 @@ def started(request: UpstreamRequest) -> GenerationEvent:
 
 
 def _timeouts(options: Mapping[str, Option]) -> Timeouts:
-    if not options:
-        return _DEFAULTS
     return Timeouts(
         connect_s=_seconds(options.get("connect_timeout_s"), _DEFAULTS.connect_s),
         first_byte_s=_seconds(options.get("first_byte_timeout_s"), _DEFAULTS.first_byte_s),

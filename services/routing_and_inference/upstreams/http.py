@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 
 class HttpFailureKind(enum.StrEnum):
     """How an exchange failed below the level of status codes."""
@@ -36,14 +38,20 @@ class Timeouts:
     total_s: float = 900.0
 
 
-@dataclass(frozen=True, slots=True)
-class HttpRequest:
-    """One POST. Header names are lower case; values hold no line breaks."""
+Headers = tuple[tuple[str, str], ...]
+
+
+class HttpRequest(msgspec.Struct, frozen=True, eq=False):
+    """One POST. Header names are lower case; values hold no line breaks.
+
+    `fixed` are the headers that every request to this place has; they are written out once.
+    """
 
     url: str
     headers: Mapping[str, str]
     body: bytes
     timeouts: Timeouts
+    fixed: Headers = ()
 
 
 class HttpResponse(Protocol):

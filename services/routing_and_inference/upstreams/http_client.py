@@ -6,10 +6,17 @@ Owns choosing, opening and keeping connections; refuses to parse (`http_connecti
 import asyncio
 import functools
 import ssl
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from services.routing_and_inference.upstreams.http import HttpFailure, HttpFailureKind, HttpRequest, Timeouts
+from services.routing_and_inference.upstreams.http import (
+    Headers,
+    HttpFailure,
+    HttpFailureKind,
+    HttpRequest,
+    Timeouts,
+)
 from services.routing_and_inference.upstreams.http_connection import Connection, Exchange
 
 _IDLE_S = 30.0  # a connection unused for longer is closed; most servers close theirs after 60 s or more
@@ -17,16 +24,15 @@ _MAX_IDLE = 512  # per origin
 _STALE_S = 1.0  # a kept connection that closes within this time of a request was closing already
 
 
-@dataclass(frozen=True, slots=True)
-class _Origin:
+class _Origin(NamedTuple):
     tls: bool
     host: str
     port: int
 
 
 @functools.lru_cache(maxsize=4096)
-def _parse(url: str) -> tuple[_Origin, bytes]:
-    """The origin of a URL, and the first two lines of a POST to it."""
+def _beginning(url: str, fixed: Headers) -> tuple[_Origin, bytes]:
+    """The origin of a URL, and the beginning that all POSTs to it have in common."""
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("an upstream's URL is http or https")
@@ -35,16 +41,17 @@ def _parse(url: str) -> tuple[_Origin, bytes]:
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     authority = host if port == (443 if tls else 80) else f"{host}:{port}"
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return _Origin(tls, parts.hostname, port), f"POST {target} HTTP/1.1\r\nhost: {authority}\r\n".encode("ascii")
-
-
-def _head(first_lines: bytes, request: HttpRequest) -> bytes:
-    fields = "".join([f"{name}: {value}\r\n" for name, value in request.headers.items()])
-    if fields.count("\n") != len(request.headers) or fields.count("\r") != len(request.headers):
-        raise ValueError("a header value holds a line break")
+    first_lines = f"POST {target} HTTP/1.1\r\nhost: {authority}\r\n".encode("ascii")
     # Compressed event streams arrive late and cost more than they save; one that comes anyway is understood.
-    fields += f"accept-encoding: identity\r\ncontent-length: {len(request.body)}\r\n\r\n"
-    return first_lines + fields.encode("latin-1")
+    return _Origin(tls, parts.hostname, port), first_lines + _lines((*fixed, ("accept-encoding", "identity")))
+
+
+def _lines(headers: Iterable[tuple[str, str]]) -> bytes:
+    lines = [f"{name}: {value}\r\n" for name, value in headers]
+    text = "".join(lines)
+    if text.count("\n") != len(lines) or text.count("\r") != len(lines):
+        raise ValueError("a header value holds a line break")
+    return text.encode("latin-1")
 
 
 class PooledHttpClient:
@@ -59,8 +66,8 @@ class PooledHttpClient:
         self._closed = False
 
     async def post(self, request: HttpRequest) -> Exchange:
-        origin, first_lines = _parse(request.url)
-        head = _head(first_lines, request)
+        origin, beginning = _beginning(request.url, request.fixed)
+        head = b"%b%bcontent-length: %d\r\n\r\n" % (beginning, _lines(request.headers.items()), len(request.body))
         kept = self._take(origin)
         if kept is not None:
             sent_at = self._loop.time()

@@ -53,29 +53,23 @@ class Exchange:
         self._total_due = now + timeouts.total_s
         self._due = min(now + timeouts.first_byte_s, self._total_due)
         self._timer = loop.call_at(self._due, self._on_timer)
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers: dict[bytes, bytes] = {}  # names in lower case; the first value of each
         self.status = 0  # 0: the head has not arrived
         self.complete = False
         self.left = False
 
     def header(self, name: str) -> str:
-        wanted = name.encode("latin-1")
-        for key, value in self.headers:
-            if len(key) == len(wanted) and key.lower() == wanted:
-                return value.decode("latin-1")
-        return ""
+        return self.headers.get(name.encode("latin-1"), b"").decode("latin-1")
 
     async def head(self) -> None:
         """Waits for the status line and the headers."""
         while not self.status:
             if self._failure is not None:
                 raise self._failure
-            await self._wait()
+            await self._news()
 
     async def read_chunk(self) -> bytes:
-        while True:
-            if self._chunks:
-                return self._take()
+        while not self._chunks:
             if self._failure is not None:
                 raise self._failure
             if self.complete:
@@ -83,7 +77,12 @@ class Exchange:
             self._due = min(self._loop.time() + self._idle_s, self._total_due)
             if self._due < self._timer.when():
                 self._rearm()
-            await self._wait()
+            await self._news()
+        chunks, self._chunks = self._chunks, []
+        if self._size > _READ_AHEAD:
+            self._connection.resume()
+        self._size = 0
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def read(self, limit: int) -> bytes:
         parts: list[bytes] = []
@@ -93,6 +92,8 @@ class Exchange:
             size += len(chunk)
             if size > limit:
                 raise HttpFailure(HttpFailureKind.MALFORMED)
+            if self.complete and self._failure is None:
+                break
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def expect_end(self, idle_s: float) -> None:
@@ -120,10 +121,10 @@ class Exchange:
         """The head is here (called by the connection)."""
         self.status = status
         self._due = self._total_due
-        encoding = self.header("content-encoding").strip().lower()
-        if encoding in {"gzip", "x-gzip", "deflate"}:
+        encoding = self.headers.get(b"content-encoding", b"").strip().lower()
+        if encoding in {b"gzip", b"x-gzip", b"deflate"}:
             self._inflate = zlib.decompressobj(_GUNZIP_OR_INFLATE)
-        elif encoding not in {"", "identity"}:
+        elif encoding not in {b"", b"identity"}:
             self.fail(HttpFailureKind.MALFORMED)
 
     def take_body(self, data: bytes) -> None:
@@ -158,22 +159,13 @@ class Exchange:
         self.wake()
 
     def wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
-    async def _wait(self) -> None:
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _take(self) -> bytes:
-        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
-        self._size = 0
-        self._connection.resume()
-        return data
+    def _news(self) -> asyncio.Future[None]:
+        self._waiter = waiter = self._loop.create_future()
+        return waiter
 
     def _rearm(self) -> None:
         self._timer.cancel()
@@ -268,17 +260,19 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         assert self._exchange is not None
-        self._exchange.headers.append((name, value))
+        self._exchange.headers.setdefault(name.lower(), value)
 
     def on_headers_complete(self) -> None:
-        assert self._exchange is not None
+        exchange = self._exchange
+        assert exchange is not None
         status = self._parser.get_status_code()
         if status < 200:  # 100 Continue, 103 Early Hints: the real head follows
-            self._exchange.headers.clear()
+            exchange.headers.clear()
             return
-        self._exchange.take_head(status)
+        exchange.take_head(status)
+        headers = exchange.headers
         self._until_eof = not (
-            self._exchange.header("content-length") or "chunked" in self._exchange.header("transfer-encoding").lower()
+            headers.get(b"content-length") or b"chunked" in headers.get(b"transfer-encoding", b"").lower()
         )
 
     def on_body(self, body: bytes) -> None:

@@ -3,13 +3,13 @@
 Owns where and as whom to ask; the request is written by `openai_request`, the answer read by `openai_answer`.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from mws.inference.v1.generation_pb2 import GenerationEvent
 
 from services.routing_and_inference.ports import UpstreamRequest
 from services.routing_and_inference.upstreams.exchange import Prepared, relay
-from services.routing_and_inference.upstreams.http import HttpClient
+from services.routing_and_inference.upstreams.http import Headers, HttpClient
 from services.routing_and_inference.upstreams.openai_answer import OpenAiAnswer, mint_tool_call_id
 from services.routing_and_inference.upstreams.openai_request import write_request
 from services.routing_and_inference.upstreams.runs import RunWriter
@@ -26,9 +26,9 @@ class OpenAiChat:
         return relay(self._http, request, _prepare)
 
 
-def credential(api_key: str) -> Mapping[str, str]:
+def credential(api_key: str) -> Headers:
     """The header that carries the key; a local upstream may need none."""
-    return {"authorization": f"Bearer {api_key}"} if api_key else {}
+    return (("authorization", f"Bearer {api_key}"),) if api_key else ()
 
 
 def _prepare(request: UpstreamRequest) -> Prepared:
