@@ -4,7 +4,7 @@ Owns the arithmetic from vendors' overlapping counts to disjoint classes; refuse
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from mws.common.v1.token_usage_pb2 import TokenUsage
@@ -39,26 +39,29 @@ def _inside(usage: Mapping[str, Any], *names: str) -> int | None:
     return None
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=_MOST)]
+
+
 class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
+    cached_tokens: _Count | None = None
+    cache_write_tokens: _Count | None = None
 
 
 class _CompletionDetails(msgspec.Struct):
-    reasoning_tokens: int | None = None
+    reasoning_tokens: _Count | None = None
 
 
 class _UsualUsage(msgspec.Struct):
     """Usage as most upstreams report it."""
 
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int | None = None
+    prompt_tokens: _Count
+    completion_tokens: _Count
+    total_tokens: _Count | None = None
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
-    cached_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-    prompt_cache_hit_tokens: int | None = None
+    cached_tokens: _Count | None = None
+    cache_creation_input_tokens: _Count | None = None
+    prompt_cache_hit_tokens: _Count | None = None
 
 
 _decode_usual = msgspec.json.Decoder(_UsualUsage).decode
@@ -76,20 +79,22 @@ class _Counted(msgspec.Struct):
     reasoning: int | None
 
 
-def of_openai(payload: bytes | msgspec.Raw) -> TokenUsage:
+def of_openai(payload: bytes | msgspec.Raw, counts: TokenUsage) -> None:
     """Cached tokens are part of the prompt here, and reasoning of the completion; xAI leaves reasoning out of it."""
     counted = _counted_usually(payload) or _counted_leniently(payload)
-    counts = TokenUsage()
+    output = counted.completion
     if counted.prompt is not None:
         counts.input_tokens = max(counted.prompt - (counted.cached or 0) - (counted.written or 0), 0)
         if counted.total is not None:
-            counts.output_tokens = max(counted.completion or 0, counted.total - counted.prompt)
-    if counted.completion is not None and not counts.HasField("output_tokens"):
-        counts.output_tokens = counted.completion
-    _set(counts, "cache_read_tokens", counted.cached)
-    _set(counts, "cache_write_5m_tokens", counted.written)
-    _set(counts, "reasoning_tokens", counted.reasoning)
-    return counts
+            output = max(counted.completion or 0, counted.total - counted.prompt)
+    if output is not None:
+        counts.output_tokens = output
+    if counted.cached is not None:
+        counts.cache_read_tokens = counted.cached
+    if counted.written is not None:
+        counts.cache_write_5m_tokens = counted.written
+    if counted.reasoning is not None:
+        counts.reasoning_tokens = counted.reasoning
 
 
 def _counted_usually(payload: bytes | msgspec.Raw) -> _Counted | None:
@@ -99,19 +104,19 @@ def _counted_usually(payload: bytes | msgspec.Raw) -> _Counted | None:
     except msgspec.DecodeError:
         return None
     prompt_details = usage.prompt_tokens_details or _NO_PROMPT_DETAILS
-    cached = [prompt_details.cached_tokens, usage.cached_tokens, usage.prompt_cache_hit_tokens]
-    counted = _Counted(
+    cached = prompt_details.cached_tokens
+    if cached is None:
+        cached = usage.prompt_cache_hit_tokens if usage.cached_tokens is None else usage.cached_tokens
+    return _Counted(
         usage.prompt_tokens,
         usage.completion_tokens,
         usage.total_tokens,
-        next((value for value in cached if value is not None), None),
+        cached,
         usage.cache_creation_input_tokens
         if prompt_details.cache_write_tokens is None
         else prompt_details.cache_write_tokens,
         (usage.completion_tokens_details or _NO_COMPLETION_DETAILS).reasoning_tokens,
     )
-    values = [value for value in msgspec.structs.astuple(counted) if value is not None]
-    return counted if min(values) >= 0 and max(values) < _MOST else None
 
 
 def _counted_leniently(payload: bytes | msgspec.Raw) -> _Counted:

@@ -16,6 +16,7 @@ from services.routing_and_inference.upstreams import counts, errors, payloads
 from services.routing_and_inference.upstreams.runs import RunWriter, ToolCall
 
 _NOTHING = msgspec.Raw()
+_NO_USAGE = TokenUsage()
 _DONE = b"[DONE]"
 _ABSENT = frozenset({b"", b"null", b"{}", b"[]", b'""', b"false"})
 
@@ -97,12 +98,8 @@ class OpenAiAnswer:
         self._matched_stop = ""
         self._refused = False
         self._usage = _NOTHING
+        self.opening_usage: TokenUsage | None = _NO_USAGE  # usage comes last in this dialect
         self.finished = False  # a finish reason has arrived; usage and stray content may follow
-
-    @property
-    def opening_usage(self) -> TokenUsage | None:
-        """Usage comes last in this dialect."""
-        return TokenUsage()
 
     def feed(self, name: bytes, payload: bytes) -> bool:
         """One payload: a chunk of a stream, a whole answer, or `[DONE]`, after which nothing counts."""
@@ -116,9 +113,8 @@ class OpenAiAnswer:
             chunk = _lenient_chunk(
                 payload if isinstance(error, msgspec.ValidationError) else payloads.repaired(payload)
             )
-        if chunk.error is not _NOTHING and bytes(chunk.error) not in _ABSENT:
-            raise errors.of_error_in_answer({"error": payloads.decode(chunk.error)})
-        self._note_usage(chunk)
+        if chunk.usage is not _NOTHING or chunk.error is not _NOTHING or chunk.x_groq is not None:
+            self._read_envelope(chunk)
         if chunk.choices is None:
             _refuse_bare_error(payload, had_usage=chunk.usage is not _NOTHING)
         else:
@@ -133,10 +129,13 @@ class OpenAiAnswer:
             raise errors.cut()
         self._runs.end()
         event = GenerationEvent()
-        event.finished.reason = self._reason()
-        if event.finished.reason == pb.FINISH_REASON_STOP_SEQUENCE:
-            event.finished.stop_sequence = self._matched_stop
-        event.finished.usage.CopyFrom(self._token_usage())
+        finished = event.finished
+        finished.reason = reason = self._reason()
+        if reason == pb.FINISH_REASON_STOP_SEQUENCE:
+            finished.stop_sequence = self._matched_stop
+        finished.usage.SetInParent()
+        if self._usage is not _NOTHING:
+            counts.of_openai(self._usage, finished.usage)
         return event
 
     def _read_choice(self, choice: _Choice) -> None:
@@ -148,7 +147,8 @@ class OpenAiAnswer:
         if choice.finish_reason:
             self._finish = choice.finish_reason
             self.finished = True
-            self._note_stop(choice)
+            if self._stop_sequences:
+                self._note_stop(choice)
         if choice.usage is not _NOTHING and bytes(choice.usage) not in _ABSENT:
             self._usage = choice.usage
 
@@ -196,7 +196,9 @@ class OpenAiAnswer:
             if isinstance(value, str) and value in self._stop_sequences:
                 self._matched_stop = value
 
-    def _note_usage(self, chunk: _Chunk) -> None:
+    def _read_envelope(self, chunk: _Chunk) -> None:
+        if bytes(chunk.error) not in _ABSENT:
+            raise errors.of_error_in_answer({"error": payloads.decode(chunk.error)})
         if chunk.usage is not _NOTHING and bytes(chunk.usage) not in _ABSENT:
             self._usage = chunk.usage
         elif chunk.x_groq is not None:
@@ -217,9 +219,6 @@ class OpenAiAnswer:
             if self._matched_stop:
                 return pb.FINISH_REASON_STOP_SEQUENCE
         return reason
-
-    def _token_usage(self) -> TokenUsage:
-        return TokenUsage() if self._usage is _NOTHING else counts.of_openai(self._usage)
 
 
 def _begins_another(call: ToolCall, piece_id: str | None, function: _Function) -> bool:

@@ -51,9 +51,10 @@ class _Writer:
         return self._out
 
     def _release(self) -> None:
-        self._unanswered.clear()
-        self._out.extend(self._held)
-        self._held.clear()
+        if self._unanswered:  # nothing is held otherwise
+            self._unanswered.clear()
+            self._out.extend(self._held)
+            self._held.clear()
 
     def _put(self, message: dict[str, Any]) -> None:
         """Appends a message that is not a result: after the results, when some are still to come."""
@@ -69,6 +70,9 @@ class _Writer:
             self._put(_named({"role": "system", "content": "\n\n".join(texts)}, message))
 
     def _add_user(self, message: pb.Message) -> None:
+        if text := _lone_text(message):
+            self._put_user(_named({"role": "user", "content": text}, message))
+            return
         parts: list[Part] = []
         results = 0
         for block in message.content:
@@ -167,6 +171,14 @@ class _Writer:
         if self._same_dialect and block.extra_json:
             written = {**_members(block.extra_json), **written}
         return [written]
+
+
+def _lone_text(message: pb.Message) -> str:
+    """The text of a message that is nothing else, which needs no parts; empty for any other."""
+    if len(message.content) != 1:
+        return ""
+    block = message.content[0]
+    return "" if block.extra_json else block.text.text
 
 
 def _named(written: dict[str, Any], message: pb.Message) -> dict[str, Any]:

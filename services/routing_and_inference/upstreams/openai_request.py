@@ -6,7 +6,7 @@ Owns that translation; refuses to know HTTP and the answer. JSON of the caller i
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -23,12 +23,13 @@ _PLAIN_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _EFFORTS = {"xhigh": "high", "max": "high"}  # names that only some models know
 _LOW_BUDGET, _MEDIUM_BUDGET = 2048, 16_384  # thinking tokens up to which an effort is called low, medium
 
+_SAME_NAMES: Mapping[str, str] = MappingProxyType({})
+
 _encode = msgspec.json.Encoder().encode
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-@dataclass(frozen=True, slots=True)
-class ChatRequestBody:
+class ChatRequestBody(msgspec.Struct, frozen=True, eq=False):
     """The body, and how to read tool names back: as the upstream knows them -> as the caller does."""
 
     body: bytes
@@ -39,7 +40,7 @@ def write_request(request: UpstreamRequest) -> ChatRequestBody:
     """The body of POST /chat/completions. Raises UpstreamFailure (REJECTED) for what cannot be said in this dialect."""
     generation, target = request.generation, request.target
     same_dialect = request.dialect == pb.DIALECT_OPENAI
-    names = _tool_names(generation)
+    names = _tool_names(generation) if generation.tools else _SAME_NAMES
     body: dict[str, Any] = {
         "model": target.model,
         "messages": write_messages(generation, request.dialect, names),
@@ -49,13 +50,15 @@ def write_request(request: UpstreamRequest) -> ChatRequestBody:
     _write_sampling(body, generation)
     if generation.tools:
         _write_tools(body, generation, names, same_dialect=same_dialect)
-    _write_reasoning(body, request)
-    _write_format(body, generation)
+    if generation.HasField("reasoning"):
+        _write_reasoning(body, request)
+    if generation.HasField("response_format"):
+        _write_format(body, generation)
     if generation.stream:
         body["stream"] = True
         if target.options.get("stream_usage", True):
             body["stream_options"] = {"include_usage": True}
-    if same_dialect:
+    if same_dialect and "forward_fields" in target.options:
         _write_extras(body, generation, target)
     return ChatRequestBody(_encode(body), {theirs: ours for ours, theirs in names.items()})
 
@@ -157,8 +160,6 @@ def _parameters(schema_json: str, *, same_dialect: bool) -> msgspec.Raw:
 
 def _write_reasoning(body: dict[str, Any], request: UpstreamRequest) -> None:
     """In the way that the upstream understands: `effort`, `enable_thinking` (of chat templates), or `none` at all."""
-    if not request.generation.HasField("reasoning"):
-        return
     reasoning = request.generation.reasoning
     way = str(request.target.options.get("reasoning", "effort" if request.profile.capabilities.thinking else "none"))
     if way == "effort":
