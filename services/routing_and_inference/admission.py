@@ -5,10 +5,10 @@ Owns the way to and from `Admit` and `Extend`, and the errors that refusals beco
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import msgspec
 from mws.admission.v1 import admission_service_pb2 as pb
 from mws.common.v1 import limits_pb2
 from mws.common.v1.credential_pb2 import Credential
@@ -53,8 +53,7 @@ _LIMITS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(msgspec.Struct, frozen=True, eq=False):
     """A call to open. `max_output_tokens` is the most that makes sense for the profile, for the advice in a refusal."""
 
     call_id: str
@@ -69,19 +68,15 @@ class Order:
     max_output_tokens: int = 0
 
 
-@dataclass(slots=True, eq=False)
-class OpenCall:
+class OpenCall(msgspec.Struct, eq=False):
     """A call that was admitted. `hold` is replaced when it is extended."""
 
     order: Order
+    profile: Profile
     hold: pb.Hold
     limits: limits_pb2.LimitsSnapshot
     price_book_version: str
     started_at_us: int
-
-    @property
-    def profile(self) -> Profile:
-        return self.order.profile
 
 
 def check_order(order: Order) -> None:
@@ -129,19 +124,20 @@ class Admissions:
             raise await self.at_fault(error, order.credential, call) from error
         request = self._request(order, call)
         response = await self._admit(request)
-        while response.HasField("wait"):
+        while (outcome := response.WhichOneof("outcome")) == "wait":
             await self._await_outcome(response.wait.call_id, call)
             response = await self._admit(request)
-        call.note(account_id=response.account_id, profile=order.profile.slug)
-        if response.HasField("replay"):
+        profile = order.profile
+        call.note(account_id=response.account_id, profile=profile.slug)
+        if outcome == "replay":
             raise IdempotencyKeyReusedError(
                 "the answer of the call with this idempotency key was not kept", details=[response.limits]
             )
-        if response.HasField("refused"):
+        if outcome == "refused":
             raise _refusal(order, response)
-        opened = OpenCall(order, response.admitted, response.limits, self._price_book_version, self._wall_us())
-        self._leases.open(opened.hold)
-        return opened
+        hold = response.admitted
+        self._leases.open(hold)
+        return OpenCall(order, profile, hold, response.limits, self._price_book_version, self._wall_us())
 
     async def at_fault(self, error: GatewayError, credential: Credential, call: Call) -> GatewayError:
         """The error for a request that breaks a rule, with the payer's limits; a credential that is not valid wins."""
@@ -222,14 +218,14 @@ def _refusal(order: Order, response: pb.AdmitResponse) -> GatewayError:
     refused = response.refused
     retry_in = refused.retry_in.ToTimedelta() if refused.HasField("retry_in") else None
     if refused.reason == pb.Refusal.REASON_CREDIT:
-        metrics.refusals("credit").inc()
+        metrics.REFUSALS.by["credit",] += 1
         return _credit_exhausted(order, response)
     limit, message = _LIMITS.get(refused.reason, _LIMITS[pb.Refusal.REASON_REQUESTS])
     metadata = {"limit": limit}
     if refused.HasField("ceiling"):
         metadata["ceiling"] = str(refused.ceiling)
         message = f"the call alone is over the limit of {refused.ceiling} {limit.replace('_', ' ')} per minute"
-    metrics.refusals(limit).inc()
+    metrics.REFUSALS.by[limit,] += 1
     return RateLimitedError(message, retry_in=retry_in, metadata=metadata, details=[response.limits])
 
 

@@ -112,33 +112,28 @@ class Answer:
         usage.ClearField("reasoning_tokens")
         return usage
 
-    def finished_event(self, charged_nano_usd: int | None) -> GenerationEvent:
-        """The end of the answer, for its caller: input and output are always counted."""
-        event = GenerationEvent()
-        finished = event.finished
-        delivered = self.delivered()
+    def finish(self, finished: pb.Finished, charged_nano_usd: int | None) -> None:
+        """Writes the end of the answer, for its caller: input and output are always counted."""
         if self.is_balance_cut:
             finished.reason = pb.FINISH_REASON_LENGTH
             finished.balance_cut = True
             finished.usage_estimated = True
-            finished.usage.CopyFrom(delivered)
+            finished.usage.CopyFrom(self.delivered())
         else:
             assert self.finished is not None
             finished.CopyFrom(self.finished)
-            finished.usage_estimated = _complete(finished.usage, delivered)
+            finished.usage_estimated = self._complete(finished.usage)
         if charged_nano_usd is not None:
             finished.charged_nano_usd = charged_nano_usd
-        return event
 
-
-def _complete(usage: TokenUsage, delivered: TokenUsage) -> bool:
-    """Fills in the counts that were not reported; whether there were any."""
-    is_estimated = False
-    if not usage.HasField("input_tokens"):
-        cached = usage.cache_read_tokens + usage.cache_write_5m_tokens + usage.cache_write_1h_tokens
-        usage.input_tokens = max(0, delivered.input_tokens - cached)
-        is_estimated = True
-    if not usage.HasField("output_tokens"):
-        usage.output_tokens = delivered.output_tokens
-        is_estimated = True
-    return is_estimated
+    def _complete(self, usage: TokenUsage) -> bool:
+        """Fills in the counts that were not reported; whether there were any."""
+        if usage.HasField("input_tokens") and usage.HasField("output_tokens"):
+            return False
+        delivered = self.delivered()
+        if not usage.HasField("input_tokens"):
+            cached = usage.cache_read_tokens + usage.cache_write_5m_tokens + usage.cache_write_1h_tokens
+            usage.input_tokens = max(0, delivered.input_tokens - cached)
+        if not usage.HasField("output_tokens"):
+            usage.output_tokens = delivered.output_tokens
+        return True

@@ -44,6 +44,7 @@ class Attempts:
         self._failures: list[UpstreamFailure] = []
         self._may_repeat = len(profile.upstreams) == 1
         self.made: list[pb.Attempt] = []
+        self.has_served = False  # an attempt came to its end
         self.was_accepted = False  # a failed attempt had been answered with a 2xx head
 
     async def next(self) -> UpstreamTarget | None:
@@ -69,6 +70,7 @@ class Attempts:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         if error is None:
+            self.has_served = True
             self._end("ok").succeeded()
         elif isinstance(error, UpstreamFailure):
             self._last = error
@@ -113,8 +115,9 @@ class Attempts:
     def _end(self, outcome: str, kind: str = "") -> Visit:
         visit, self._visit = self._visit, None
         assert visit is not None
-        self.made.append(pb.Attempt(upstream=visit.state.target.name, outcome=outcome))
-        metrics.attempts(self._profile.slug, visit.state.target.name, kind or outcome).inc()
+        upstream = visit.state.target.name
+        self.made.append(pb.Attempt(upstream=upstream, outcome=outcome))
+        metrics.ATTEMPTS.by[self._profile.slug, upstream, kind or outcome] += 1
         return visit
 
 

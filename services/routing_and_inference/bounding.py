@@ -3,7 +3,7 @@
 Pure integer arithmetic on measured sizes; refuses to look into messages (`prompt`) and to talk to anyone.
 """
 
-from dataclasses import dataclass
+import msgspec
 
 from services.routing_and_inference.catalog import Price, Profile
 
@@ -19,8 +19,7 @@ _ASCII_PER_TOKEN = 3
 _TOKENS_PER_OTHER = 2
 
 
-@dataclass(frozen=True, slots=True)
-class PromptSize:
+class PromptSize(msgspec.Struct, frozen=True):
     """What was measured in a prompt. Characters are Unicode code points of everything that is text or JSON."""
 
     ascii_characters: int = 0
@@ -30,13 +29,9 @@ class PromptSize:
     has_unknown_document: bool = False  # one that only the upstream can fetch
 
 
-def _ceil_div(amount: int, divisor: int) -> int:
-    return -(-amount // divisor)
-
-
 def estimated_tokens(characters: int, images: int = 0) -> int:
     """The documented rough count: 4 characters per token, 1,600 per image, rounded up."""
-    return _ceil_div(characters, CHARACTERS_PER_TOKEN) + IMAGE_TOKENS * images
+    return -(-characters // CHARACTERS_PER_TOKEN) + IMAGE_TOKENS * images  # -(-a // b) is a / b, rounded up
 
 
 def estimated_input_tokens(size: PromptSize) -> int:
@@ -46,7 +41,7 @@ def estimated_input_tokens(size: PromptSize) -> int:
 
 def output_bound_tokens(ascii_characters: int, other_characters: int) -> int:
     """The most tokens that this much text can have been."""
-    return _ceil_div(ascii_characters, _ASCII_PER_TOKEN) + _TOKENS_PER_OTHER * other_characters
+    return -(-ascii_characters // _ASCII_PER_TOKEN) + _TOKENS_PER_OTHER * other_characters
 
 
 def input_bound_tokens(size: PromptSize, context_tokens: int) -> int:
@@ -54,13 +49,13 @@ def input_bound_tokens(size: PromptSize, context_tokens: int) -> int:
     if size.has_unknown_document and context_tokens:
         return context_tokens
     bound = output_bound_tokens(size.ascii_characters, size.other_characters)
-    bound += IMAGE_TOKENS * size.images + _ceil_div(size.document_bytes, BYTES_PER_DOCUMENT_TOKEN)
+    bound += IMAGE_TOKENS * size.images + -(-size.document_bytes // BYTES_PER_DOCUMENT_TOKEN)
     return min(bound, context_tokens) if context_tokens else bound
 
 
 def search_units(documents: int) -> int:
     """One per 100 documents, rounded up."""
-    return _ceil_div(documents, DOCUMENTS_PER_SEARCH_UNIT)
+    return -(-documents // DOCUMENTS_PER_SEARCH_UNIT)
 
 
 def output_limit(profile: Profile, stated_tokens: int, estimated_input: int) -> int:
@@ -69,8 +64,7 @@ def output_limit(profile: Profile, stated_tokens: int, estimated_input: int) -> 
     return max(1, min(stated_tokens, profile.max_output_tokens, room))
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(msgspec.Struct, frozen=True):
     """What is held for a call: its prompt at most, and so many output tokens, each at its dearest."""
 
     input_nano_usd: int

@@ -43,8 +43,12 @@ class Price:
     @property
     def dearest_input_nano_usd(self) -> int:
         """The most that a prompt token can cost."""
-        cached = (self.cache_read_nano_usd, self.cache_write_5m_nano_usd, self.cache_write_1h_nano_usd)
-        return max(self.input_nano_usd, *(price or 0 for price in cached))
+        return max(
+            self.input_nano_usd,
+            self.cache_read_nano_usd or 0,
+            self.cache_write_5m_nano_usd or 0,
+            self.cache_write_1h_nano_usd or 0,
+        )
 
 
 @dataclass(frozen=True, slots=True)

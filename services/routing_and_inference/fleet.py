@@ -52,8 +52,10 @@ class Visit:
     def __init__(self, fleet: "Fleet", state: UpstreamState) -> None:
         self._fleet = fleet
         self.state = state
-        self._was_probe = state.circuit.is_broken
-        state.circuit = health.called(state.circuit)
+        self._was_probe = False
+        if state.circuit is not health.CLOSED:
+            self._was_probe = state.circuit.is_broken
+            state.circuit = health.called(state.circuit)
         state.in_flight += 1
         state.calls += 1
 
@@ -112,7 +114,7 @@ class Fleet:
         for target in routing.rank(candidates, self._random):
             state = states[target.name]
             # Another call may have taken the probe, or broken the circuit, since the order was made.
-            if health.may_call(state.circuit, self.now_s()):
+            if state.circuit is health.CLOSED or health.may_call(state.circuit, self.now_s()):
                 yield Visit(self, state)
 
     def wait_s(self, profile: Profile) -> float:

@@ -6,9 +6,9 @@ Owns the life of one call; refuses to speak any upstream's dialect and to move b
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import cast
 
+import msgspec
 from mws.admission.v1.admission_service_pb2 import OPERATION_GENERATE
 from mws.inference.v1 import generation_pb2 as pb
 from mws.inference.v1 import inference_service_pb2 as service_pb
@@ -33,7 +33,6 @@ from services.routing_and_inference.settlement import (
     charged_of,
     ending_of_cancellation,
     ending_of_failure,
-    outcome_of,
 )
 from services.runtime.calls import Call
 from services.runtime.errors import GatewayError, UnimplementedError
@@ -43,8 +42,7 @@ _EXTEND_BEFORE_TOKENS = 512  # so much of a slice is left when the next one is a
 Batches = AsyncGenerator[Sequence[GenerationEvent], None]
 
 
-@dataclass(slots=True, eq=False)
-class _Run:
+class _Run(msgspec.Struct, eq=False):
     """One call that was admitted, from then to its end."""
 
     call: Call
@@ -54,11 +52,8 @@ class _Run:
     answer: Answer
     attempts: Attempts
     slice_end_tokens: int | None  # output that the hold covers; None: the caller stated a maximum, held in full
+    is_streamed: bool
     is_settled: bool = False
-
-    @property
-    def is_streamed(self) -> bool:
-        return self.request.generation.stream
 
 
 class Generator:
@@ -84,24 +79,26 @@ class Generator:
         """The answer's events, in the order of the contract. Adapts the request's generation in place."""
         run = await self._open(request, call)
         try:
-            admitted = _admitted(run)
+            response = service_pb.GenerateResponse()
+            _write_admitted(run, response.events.add().admitted)
             if run.is_streamed:
-                yield service_pb.GenerateResponse(events=(admitted,))
-            async with aclosing(self._relay(run)) as batches:
-                async for batch in batches:
-                    yield service_pb.GenerateResponse(events=batch)
-            last = run.answer.remainder()
-            last.append(run.answer.finished_event(charged_of(await outcome_of(self._settle(run)))))
-            if not run.is_streamed:
-                last.insert(0, admitted)
-            yield service_pb.GenerateResponse(events=last)
-        except GatewayError as error:
-            raise await self._failure(run, error) from error
-        except (asyncio.CancelledError, GeneratorExit):
-            self._left(run)
-            raise
-        except BaseException:
-            self._broke(run)
+                yield response
+                response = service_pb.GenerateResponse()
+            while (batches := await self._next(run)) is not None:
+                with run.attempts:
+                    async with aclosing(batches):
+                        async for batch in batches:
+                            if events := self._take(run, batch):
+                                yield service_pb.GenerateResponse(events=events)
+                            if run.slice_end_tokens is not None and not await self._covers(run, run.slice_end_tokens):
+                                break
+                    run.answer.require_end()
+            charged = charged_of(await self._settle(run))
+            response.events.extend(run.answer.remainder())
+            run.answer.finish(response.events.add().finished, charged)
+            yield response
+        except BaseException as error:
+            await self._broke(run, error)
             raise
 
     async def _open(self, request: service_pb.GenerateRequest, call: Call) -> _Run:
@@ -132,33 +129,29 @@ class Generator:
             opened=opened,
             request=request,
             prompt=prompt,
-            answer=Answer(bounding.estimated_input_tokens(prompt.size), is_streamed=generation.stream),
+            answer=Answer(prompt.estimated_tokens, is_streamed=generation.stream),
             attempts=Attempts(self._fleet, profile),
             slice_end_tokens=order.bound.output_tokens if stated is None else None,
+            is_streamed=generation.stream,
         )
 
-    async def _relay(self, run: _Run) -> Batches:
-        """The content of the attempt that serves. Fails over until content has left, and never after."""
+    async def _next(self, run: _Run) -> Batches | None:
+        """The next attempt's answer; None: the one before served. Fails over until content has left, never after."""
         answer, attempts = run.answer, run.attempts
-        while not answer.has_delivered and (target := await attempts.next()) is not None:
-            attempt = UpstreamRequest(
-                call_id=run.opened.order.call_id,
-                attempt=answer.begin(target.name),
-                generation=run.request.generation,
-                dialect=run.request.dialect,
-                profile=run.opened.profile,
-                target=target,
-            )
-            with attempts:
-                async with aclosing(cast("Batches", self._upstreams[target.dialect].generate(attempt))) as batches:
-                    async for batch in batches:
-                        if events := self._take(run, batch):
-                            yield events
-                        if run.slice_end_tokens is not None and not await self._covers(run, run.slice_end_tokens):
-                            break
-                answer.require_end()
-                return
-        raise attempts.error(delivered=answer.has_delivered)
+        if attempts.has_served:
+            return None
+        target = None if answer.has_delivered else await attempts.next()
+        if target is None:
+            raise attempts.error(delivered=answer.has_delivered)
+        attempt = UpstreamRequest(
+            call_id=run.opened.order.call_id,
+            attempt=answer.begin(target.name),
+            generation=run.request.generation,
+            dialect=run.request.dialect,
+            profile=run.opened.profile,
+            target=target,
+        )
+        return cast("Batches", self._upstreams[target.dialect].generate(attempt))
 
     def _take(self, run: _Run, batch: Sequence[GenerationEvent]) -> Sequence[GenerationEvent]:
         had_delivered = run.answer.has_delivered
@@ -191,12 +184,23 @@ class Generator:
             ending = REFUSED if answer.finished.reason == pb.FINISH_REASON_REFUSAL else COMPLETE
         return self._end(run, ending)
 
-    async def _failure(self, run: _Run, error: GatewayError) -> GatewayError:
-        """The error with what its reader needs to know about money. Recorded before it leaves."""
+    async def _broke(self, run: _Run, error: BaseException) -> None:
+        """Ends a call that did not come to its end."""
+        if isinstance(error, GatewayError):
+            await self._failed(run, error)
+        elif run.is_settled:
+            return
+        elif isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+            self._left(run)
+        else:  # a defect of ours
+            self._end(run, ending_of_failure(delivered=run.answer.has_delivered))
+
+    async def _failed(self, run: _Run, error: GatewayError) -> None:
+        """Adds to the error what its reader needs to know about money. Recorded before it leaves."""
         outcome = None
         if not run.is_settled:
             if run.attempts.made:
-                outcome = await outcome_of(self._end(run, ending_of_failure(delivered=run.answer.has_delivered)))
+                outcome = await self._end(run, ending_of_failure(delivered=run.answer.has_delivered))
             else:
                 self._void(run)
         failure = pb.GenerationFailure(delivered=run.answer.has_delivered, attempts=run.attempts.made)
@@ -205,22 +209,14 @@ class Generator:
         if (charged := charged_of(outcome)) is not None:
             failure.charged_nano_usd = charged
         error.details = (*error.details, run.opened.limits, failure)
-        return error
 
     def _left(self, run: _Run) -> None:
         """The caller is gone. Nothing here waits: it may not be waited for any more."""
-        if run.is_settled:
-            return
         ending = ending_of_cancellation(run.call.cancel_reason, delivered=run.answer.has_delivered)
         if ending is None or not run.attempts.made:
             self._void(run)
         else:
             self._end(run, ending)
-
-    def _broke(self, run: _Run) -> None:
-        """A defect of ours."""
-        if not run.is_settled:
-            self._end(run, ending_of_failure(delivered=run.answer.has_delivered))
 
     def _void(self, run: _Run) -> None:
         run.is_settled = True
@@ -252,7 +248,7 @@ def profile_for(catalogue: Catalogue, model: str, kind: Kind) -> Profile:
 
 def adapt(generation: pb.Generation, prompt: Prompt, profile: Profile) -> None:
     """Makes a generation what the profile can do. Raises ContextTooLongError."""
-    estimated = bounding.estimated_input_tokens(prompt.size)
+    estimated = prompt.estimated_tokens
     if estimated > profile.context_tokens:
         raise context_too_long(profile, estimated)
     if generation.HasField("max_output_tokens"):
@@ -261,15 +257,12 @@ def adapt(generation: pb.Generation, prompt: Prompt, profile: Profile) -> None:
         drop_images(generation)
 
 
-def _admitted(run: _Run) -> GenerationEvent:
-    return GenerationEvent(
-        admitted=pb.Admitted(
-            call_id=run.opened.order.call_id,
-            account_id=run.opened.hold.account_id,
-            limits=run.opened.limits,
-            profile=run.opened.profile.slug,
-            estimated_input_tokens=bounding.estimated_input_tokens(run.prompt.size),
-            dropped_images=run.prompt.dropped_images,
-            held_nano_usd=run.opened.hold.amount_nano_usd,
-        )
-    )
+def _write_admitted(run: _Run, admitted: pb.Admitted) -> None:
+    opened, prompt = run.opened, run.prompt
+    admitted.call_id = opened.order.call_id
+    admitted.account_id = opened.hold.account_id
+    admitted.limits.CopyFrom(opened.limits)
+    admitted.profile = opened.profile.slug
+    admitted.estimated_input_tokens = prompt.estimated_tokens
+    admitted.dropped_images = prompt.dropped_images
+    admitted.held_nano_usd = opened.hold.amount_nano_usd

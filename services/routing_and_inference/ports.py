@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
+import msgspec
 from mws.inference.v1 import generation_pb2 as generation_pb
 from mws.inference.v1.generation_pb2 import GenerationEvent
 
@@ -70,8 +71,7 @@ class UpstreamFailure(Exception):  # noqa: N818 - a fact about an upstream, not 
         self.message = message
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamRequest:
+class UpstreamRequest(msgspec.Struct, frozen=True, eq=False):
     """One attempt of a call.
 
     `generation` is already adapted to the profile: images are dropped where it has no vision, `max_output_tokens` is

@@ -4,13 +4,12 @@ Owns what may stand in a `Generation`; refuses to know prices, and leaves other 
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 from mws.inference.v1 import generation_pb2 as pb
 
-from services.routing_and_inference.bounding import PromptSize, TextMeter
+from services.routing_and_inference.bounding import PromptSize, TextMeter, estimated_input_tokens
 from services.runtime.errors import FieldViolation, InvalidRequestError
 
 MAX_MESSAGES = 100_000
@@ -20,11 +19,11 @@ MAX_VIOLATIONS = 20  # enough to repair a request; the rest would only repeat th
 OMITTED_IMAGE = "[image omitted]"
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(msgspec.Struct, frozen=True):
     """A checked prompt with its size; `images` that the profile cannot see are not part of the size."""
 
     size: PromptSize
+    estimated_tokens: int
     dropped_images: int
 
 
@@ -34,16 +33,14 @@ def read_prompt(generation: pb.Generation, *, has_vision: bool) -> Prompt:
     reader.read(generation)
     if reader.violations:
         raise InvalidRequestError(_summary(reader.violations), violations=reader.violations)
-    return Prompt(
-        size=PromptSize(
-            ascii_characters=reader.text.ascii_characters,
-            other_characters=reader.text.other_characters,
-            images=reader.images if has_vision else 0,
-            document_bytes=reader.document_bytes,
-            has_unknown_document=reader.has_unknown_document,
-        ),
-        dropped_images=0 if has_vision else reader.images,
+    size = PromptSize(
+        ascii_characters=reader.text.ascii_characters,
+        other_characters=reader.text.other_characters,
+        images=reader.images if has_vision else 0,
+        document_bytes=reader.document_bytes,
+        has_unknown_document=reader.has_unknown_document,
     )
+    return Prompt(size, estimated_input_tokens(size), 0 if has_vision else reader.images)
 
 
 def drop_images(generation: pb.Generation) -> None:
@@ -100,13 +97,13 @@ class _Reader:
         self._check_settings(generation)
 
     def _message(self, index: int, message: pb.Message) -> None:
-        path = f"generation.messages[{index}]"
-        if message.role not in (pb.ROLE_USER, pb.ROLE_ASSISTANT, pb.ROLE_SYSTEM):
-            self._refuse(f"{path}.role", "must be system, user or assistant")
-        if not message.content and message.role != pb.ROLE_ASSISTANT:
-            self._refuse(f"{path}.content", "must not be empty")
-        for position, block in enumerate(message.content):
-            self._block(path, position, block)
+        role, content = message.role, message.content
+        if role not in _ROLES:
+            self._refuse(f"generation.messages[{index}].role", "must be system, user or assistant")
+        if not content and role != pb.ROLE_ASSISTANT:
+            self._refuse(f"generation.messages[{index}].content", "must not be empty")
+        for position, block in enumerate(content):
+            self._block(f"generation.messages[{index}]", position, block)
 
     def _block(self, path: str, position: int, block: pb.ContentBlock) -> None:
         kind = block.WhichOneof("kind")
@@ -187,15 +184,15 @@ class _Reader:
         self._check_ranges(generation)
         if not all(generation.stop_sequences):
             self._refuse("generation.stop_sequences", "must not have an empty one")
-        choice = generation.tool_choice
-        if choice.mode == pb.ToolChoice.MODE_NAMED and not choice.name:
-            self._refuse("generation.tool_choice.name", "is required for a named tool")
+        if generation.HasField("tool_choice"):
+            self._check_choice(generation.tool_choice)
         if generation.HasField("reasoning"):
             self._check_reasoning(generation.reasoning)
         if generation.HasField("response_format"):
             self._check_format(generation.response_format)
-        for name, text in generation.extra_fields_json.items():
-            if compact_json(text) is None:
+        extra = generation.extra_fields_json
+        for name in extra:
+            if compact_json(extra[name]) is None:
                 self._refuse(f"generation.extra_fields_json[{name}]", "must be JSON")
 
     def _check_ranges(self, generation: pb.Generation) -> None:
@@ -203,6 +200,10 @@ class _Reader:
             if generation.HasField(name) and not low <= getattr(generation, name) <= high:
                 rule = f"must be at least {low}" if high == _NO_CEILING else f"must be {low} to {high}"
                 self._refuse(f"generation.{name}", rule)
+
+    def _check_choice(self, choice: pb.ToolChoice) -> None:
+        if choice.mode == pb.ToolChoice.MODE_NAMED and not choice.name:
+            self._refuse("generation.tool_choice.name", "is required for a named tool")
 
     def _check_reasoning(self, reasoning: pb.Reasoning) -> None:
         if reasoning.effort and reasoning.effort not in _EFFORTS:
@@ -238,6 +239,7 @@ _BLOCKS: Mapping[str, Callable[[_Reader, str, Any], None]] = {
     "opaque": _Reader._opaque,
 }
 _IN_TOOL_RESULTS = ("text", "image", "document", "opaque")
+_ROLES = (pb.ROLE_USER, pb.ROLE_ASSISTANT, pb.ROLE_SYSTEM)
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _NO_CEILING = float("inf")
 _Ranged = Literal["max_output_tokens", "temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty"]

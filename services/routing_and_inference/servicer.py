@@ -14,7 +14,6 @@ from mws.inference.v1.catalog_service_pb2_grpc import CatalogServiceServicer
 from mws.inference.v1.inference_service_pb2_grpc import InferenceServiceServicer
 from mws.inference.v1.routing_service_pb2_grpc import RoutingServiceServicer
 
-from services.routing_and_inference import bounding
 from services.routing_and_inference.catalog import Catalogue, Kind, Profile
 from services.routing_and_inference.fleet import Fleet, UpstreamState
 from services.routing_and_inference.generation import Generator, profile_for
@@ -52,7 +51,7 @@ class InferenceServicer(InferenceServiceServicer):
         profile = profile_for(self._catalogue, request.model, Kind.GENERATION)
         request.generation.ClearField("max_output_tokens")  # nothing is generated: a 0, which Generate refuses, is fine
         prompt = read_prompt(request.generation, has_vision=profile.capabilities.vision)
-        return pb.CountTokensResponse(input_tokens=bounding.estimated_input_tokens(prompt.size))
+        return pb.CountTokensResponse(input_tokens=prompt.estimated_tokens)
 
 
 class CatalogServicer(CatalogServiceServicer):

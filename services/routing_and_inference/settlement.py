@@ -8,10 +8,11 @@ cancelling it (a crash of ours), ends in a void.
 """
 
 import asyncio
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 
+import msgspec
 from google.protobuf.timestamp_pb2 import Timestamp
 from mws.admission.v1 import admission_service_pb2 as admission_pb
 from mws.common.v1.token_usage_pb2 import TokenUsage
@@ -20,7 +21,7 @@ from mws.metering.v1 import metering_service_pb2 as pb
 from services.routing_and_inference import metrics
 from services.routing_and_inference.adapters.finisher import Finisher
 from services.routing_and_inference.adapters.leases import Leases
-from services.routing_and_inference.adapters.recorder import Recorded, UsageRecorder
+from services.routing_and_inference.adapters.recorder import Outcome, Recorded, UsageRecorder
 from services.routing_and_inference.adapters.spool import SpooledUsage
 from services.routing_and_inference.admission import OpenCall
 from services.runtime.calls import CancelReason
@@ -30,12 +31,13 @@ _MAX_MODEL = 256
 
 COMPLETE, REFUSED, BALANCE_CUT = pb.ENDING_COMPLETE, pb.ENDING_REFUSED, pb.ENDING_BALANCE_CUT
 
+_NAMES = {number: name.removeprefix("ENDING_").lower() for name, number in pb.Ending.items()}
+
 _CHARGES_NOTHING = (pb.ENDING_FAILED_BEFORE_CONTENT,)
 _CHARGES_INPUT = (pb.ENDING_CLIENT_LEFT_BEFORE_CONTENT,)
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True, eq=False):
     """How a call ended. `reported` holds final counts only."""
 
     ending: "pb.Ending.ValueType"
@@ -77,18 +79,16 @@ class Settlement:
             raise UsageUnrecordableError("usage can be recorded nowhere now", retry_in=timedelta(seconds=1))
 
     def settle(self, opened: OpenCall, ended: Ended) -> Recorded:
-        """Records the call and finishes its hold. Await the result under a shield, or not at all: it happens anyway.
+        """Records the call and finishes its hold. Await the result or do not: it happens anyway.
 
         A failure under an idempotency key is voided instead: a closed hold would stand for an answer that can be
         replayed, and the key's next call is to run.
         """
         if opened.order.idempotency_key and ended.ending in _CHARGES_NOTHING:
             return self._void_instead(opened)
+        metrics.ENDINGS.by[opened.profile.slug, _NAMES[ended.ending]] += 1
         usage = SpooledUsage(self._event(opened, ended), opened.hold)
-        recorded = self._recorder.submit(usage)
-        recorded.add_done_callback(lambda done: self._finish(opened, ended, done))
-        metrics.endings(opened.profile.slug, pb.Ending.Name(ended.ending).removeprefix("ENDING_").lower()).inc()
-        return recorded
+        return self._recorder.submit(usage, functools.partial(self._finish, opened, ended))
 
     def _void_instead(self, opened: OpenCall) -> Recorded:
         self.void(opened)
@@ -100,27 +100,26 @@ class Settlement:
         """The call came to nothing."""
         self._leases.drop(opened.order.call_id)
         self._finisher.void(opened.order.call_id, opened.hold.run_id)
-        metrics.endings(opened.profile.slug, "void").inc()
+        metrics.ENDINGS.by[opened.profile.slug, "void"] += 1
 
-    def _finish(self, opened: OpenCall, ended: Ended, recorded: Recorded) -> None:
+    def _finish(self, opened: OpenCall, ended: Ended, outcome: Outcome) -> None:
         hold = opened.hold
         finished = admission_pb.FinishedHold(call_id=hold.call_id, run_id=hold.run_id, used_tokens=used_tokens(ended))
-        is_recorded = not recorded.cancelled() and recorded.exception() is None
-        outcome = recorded.result() if is_recorded else None
         if outcome is not None:  # with metering; what is not is renewed until it is
             self._leases.drop(hold.call_id)
             if outcome.HasField("charged_nano_usd"):
                 finished.cost_nano_usd = outcome.charged_nano_usd
-            metrics.tokens(opened.profile.slug, "input").inc(outcome.charged.input_tokens)
-            metrics.tokens(opened.profile.slug, "output").inc(outcome.charged.output_tokens)
+            slug, charged = opened.profile.slug, outcome.charged
+            metrics.TOKENS.by[slug, "input"] += charged.input_tokens
+            metrics.TOKENS.by[slug, "output"] += charged.output_tokens
         self._finisher.finish(finished)
 
     def _event(self, opened: OpenCall, ended: Ended) -> pb.UsageEvent:
-        order = opened.order
-        return pb.UsageEvent(
+        order, hold = opened.order, opened.hold
+        event = pb.UsageEvent(
             call_id=order.call_id,
-            account_id=opened.hold.account_id,
-            key_id=opened.hold.key_id,
+            account_id=hold.account_id,
+            key_id=hold.key_id,
             application=order.application,
             operation=order.profile.kind.value,
             profile=order.profile.slug,
@@ -132,18 +131,14 @@ class Settlement:
             reported=ended.reported,
             delivered=ended.delivered,
             upstream_accepted=ended.upstream_accepted,
-            held_nano_usd=opened.hold.amount_nano_usd,
-            started_at=_timestamp(opened.started_at_us),
-            ended_at=_timestamp(self._wall_us()),
+            held_nano_usd=hold.amount_nano_usd,
         )
+        _set_time(event.started_at, opened.started_at_us)
+        _set_time(event.ended_at, self._wall_us())
+        return event
 
 
-async def outcome_of(recorded: Recorded) -> pb.RecordOutcome | None:
-    """Waits for the record; None: it is in the spool. Being cancelled here does not touch it."""
-    return await asyncio.shield(recorded)
-
-
-def charged_of(outcome: pb.RecordOutcome | None) -> int | None:
+def charged_of(outcome: Outcome) -> int | None:
     """What was charged, if that is known already."""
     if outcome is None or not outcome.HasField("charged_nano_usd"):
         return None
@@ -166,5 +161,6 @@ def used_tokens(ended: Ended) -> int:
     return prompt + counts.output_tokens
 
 
-def _timestamp(unix_us: int) -> Timestamp:
-    return Timestamp(seconds=unix_us // 1_000_000, nanos=unix_us % 1_000_000 * 1_000)
+def _set_time(timestamp: Timestamp, unix_us: int) -> None:
+    timestamp.seconds = unix_us // 1_000_000
+    timestamp.nanos = unix_us % 1_000_000 * 1_000

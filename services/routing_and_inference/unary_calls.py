@@ -32,7 +32,6 @@ from services.routing_and_inference.settlement import (
     charged_of,
     ending_of_cancellation,
     ending_of_failure,
-    outcome_of,
 )
 from services.runtime.calls import Call
 from services.runtime.errors import FieldViolation, GatewayError, InvalidRequestError
@@ -184,7 +183,7 @@ class UnaryCalls:
             result, reported, served = await _first_answer(attempts, attempt)
         except GatewayError as error:
             if attempts.made:
-                await outcome_of(self._settlement.settle(opened, Ended(ending_of_failure(delivered=False), nothing)))
+                await self._settlement.settle(opened, Ended(ending_of_failure(delivered=False), nothing))
             else:
                 self._settlement.void(opened)
             failure = generation_pb2.GenerationFailure(attempts=attempts.made)
@@ -207,7 +206,7 @@ class UnaryCalls:
         usage.CopyFrom(estimated)
         usage.MergeFrom(reported or TokenUsage())
         call.note(upstream=served.upstream, input_tokens=usage.input_tokens)
-        outcome = await outcome_of(self._settlement.settle(opened, ended))
+        outcome = await self._settlement.settle(opened, ended)
         return result, usage, charged_of(outcome)
 
 

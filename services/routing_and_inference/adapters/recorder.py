@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-Recorded = asyncio.Future["pb.RecordOutcome | None"]
-"""What metering made of an event; None: it is in the spool."""
+Outcome = pb.RecordOutcome | None
+"""What metering made of an event; None: it is not with metering yet."""
+
+Recorded = asyncio.Future[Outcome]
+"""Ends when the event is durable: with metering, or (None) in the spool."""
 
 _BATCH = 500
 _PACE_S = 0.003  # between two batches under load: what ends meanwhile shares the second
@@ -49,7 +52,7 @@ class UsageRecorder:
         self._spool = spool
         self._leases = leases
         self._prices = prices
-        self._waiting: deque[tuple[SpooledUsage, Recorded]] = deque()
+        self._waiting: deque[_Submitted] = deque()
         self._wake = asyncio.Event()
         self._resend_now = asyncio.Event()
         self._is_metering_up = True
@@ -66,13 +69,14 @@ class UsageRecorder:
         """Events that metering has not acknowledged."""
         return len(self._waiting) + self._running + len(self._spool) + len(self._homeless)
 
-    def submit(self, usage: SpooledUsage) -> Recorded:
+    def submit(self, usage: SpooledUsage, settled: Callable[[Outcome], None]) -> Recorded:
         """Records an event. The future ends when that is durable, or with UsageUnrecordableError.
 
-        Whoever waits for it may be cancelled: the event is recorded nevertheless.
+        The future is its reader's alone, who may be cancelled: the event is recorded nevertheless. `settled` is called
+        in any case, just before the future ends.
         """
         recorded: Recorded = asyncio.get_running_loop().create_future()
-        self._waiting.append((usage, recorded))
+        self._waiting.append(_Submitted(usage, settled, recorded))
         self._wake.set()
         return recorded
 
@@ -133,40 +137,39 @@ class UsageRecorder:
 
     # ---- a batch that just ended ----
 
-    async def _record(self, batch: Sequence[tuple[SpooledUsage, Recorded]]) -> None:
+    async def _record(self, batch: Sequence["_Submitted"]) -> None:
         if not self._is_metering_up:
             await self._to_spool(batch)
             return
         try:
-            outcomes = await self._send([usage for usage, _ in batch], _TIMEOUT_S)
+            outcomes = await self._send([submitted.usage for submitted in batch], _TIMEOUT_S)
         except GatewayError as error:
             log.warning("usage.not_recorded", events=len(batch), code=error.code.name)
             self._set_up(False)
             await self._to_spool(batch)
             return
         kept = []
-        for entry, outcome in zip(batch, outcomes, strict=True):
+        for submitted, outcome in zip(batch, outcomes, strict=True):
             if _is_settled(outcome):
-                _resolve(entry[1], outcome)
+                submitted.resolve(outcome)
             else:
-                kept.append(entry)
+                kept.append(submitted)
         if kept:
             await self._to_spool(kept)
 
-    async def _to_spool(self, batch: Sequence[tuple[SpooledUsage, Recorded]]) -> None:
+    async def _to_spool(self, batch: Sequence["_Submitted"]) -> None:
         try:
-            await self._spool.append([usage for usage, _ in batch])
+            await self._spool.append([submitted.usage for submitted in batch])
         except SpoolFullError as error:
             log.error("usage.unrecordable", events=len(batch), cause=str(error))  # noqa: TRY400 - the cause says it
-            for usage, recorded in batch:
-                self._homeless.append(usage)
-                self._leases.finish(usage.hold)
-                if not recorded.done():
-                    recorded.set_exception(UsageUnrecordableError("the usage of the call could not be recorded"))
+            for submitted in batch:
+                self._homeless.append(submitted.usage)
+                self._leases.finish(submitted.usage.hold)
+                submitted.fail(UsageUnrecordableError("the usage of the call could not be recorded"))
         else:
-            for usage, recorded in batch:
-                self._leases.finish(usage.hold)
-                _resolve(recorded, None)
+            for submitted in batch:
+                self._leases.finish(submitted.usage.hold)
+                submitted.resolve(None)
         self._gauge()
         self.on_change()
         self._resend_now.set()
@@ -220,9 +223,26 @@ class UsageRecorder:
         metrics.SPOOL_BYTES.set(self._spool.size_bytes)
 
 
-def _resolve(recorded: Recorded, outcome: pb.RecordOutcome | None) -> None:
-    if not recorded.done():
-        recorded.set_result(outcome)
+class _Submitted:
+    """An event on its way, and who wants to know what became of it."""
+
+    __slots__ = ("_recorded", "_settled", "usage")
+
+    def __init__(self, usage: SpooledUsage, settled: Callable[[Outcome], None], recorded: Recorded) -> None:
+        self.usage = usage
+        self._settled = settled
+        self._recorded = recorded
+
+    def resolve(self, outcome: Outcome) -> None:
+        self._settled(outcome)
+        if not self._recorded.done():
+            self._recorded.set_result(outcome)
+
+    def fail(self, error: UsageUnrecordableError) -> None:
+        self._settled(None)
+        if not self._recorded.done():
+            self._recorded.set_exception(error)
+            self._recorded.exception()  # nobody may be left to read it
 
 
 def _is_settled(outcome: pb.RecordOutcome) -> bool:
