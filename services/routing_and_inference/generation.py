@@ -5,7 +5,6 @@ Owns the life of one call; refuses to speak any upstream's dialect and to move b
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
 from typing import cast
 
 import msgspec
@@ -84,14 +83,17 @@ class Generator:
             if run.is_streamed:
                 yield response
                 response = service_pb.GenerateResponse()
-            while (batches := await self._next(run)) is not None:
+            while not run.attempts.has_served:
+                batches = await self._next(run)
                 with run.attempts:
-                    async with aclosing(batches):
+                    try:
                         async for batch in batches:
                             if events := self._take(run, batch):
                                 yield service_pb.GenerateResponse(events=events)
                             if run.slice_end_tokens is not None and not await self._covers(run, run.slice_end_tokens):
                                 break
+                    finally:
+                        await batches.aclose()
                     run.answer.require_end()
             charged = charged_of(await self._settle(run))
             response.events.extend(run.answer.remainder())
@@ -135,11 +137,9 @@ class Generator:
             is_streamed=generation.stream,
         )
 
-    async def _next(self, run: _Run) -> Batches | None:
-        """The next attempt's answer; None: the one before served. Fails over until content has left, never after."""
+    async def _next(self, run: _Run) -> Batches:
+        """The next attempt's answer. Fails over until content has left, and never after."""
         answer, attempts = run.answer, run.attempts
-        if attempts.has_served:
-            return None
         target = None if answer.has_delivered else await attempts.next()
         if target is None:
             raise attempts.error(delivered=answer.has_delivered)

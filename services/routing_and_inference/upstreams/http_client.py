@@ -72,13 +72,13 @@ class PooledHttpClient:
         if kept is not None:
             sent_at = self._loop.time()
             try:
-                return await self._exchange(kept, head, request)
+                return await kept.start(head, request.body, request.timeouts).answered()
             except HttpFailure as failure:
                 closing_already = self._loop.time() - sent_at < _STALE_S
                 if failure.kind is not HttpFailureKind.CONNECT or kept.heard or not closing_already:
                     raise
         fresh = await self._connect(origin, request.timeouts)
-        return await self._exchange(fresh, head, request)
+        return await fresh.start(head, request.body, request.timeouts).answered()
 
     async def aclose(self) -> None:
         """Closes every connection; exchanges under way fail."""
@@ -89,15 +89,6 @@ class PooledHttpClient:
             connection.abort()
         while self._all:  # transports report their end in the loop's next turns
             await asyncio.sleep(0)
-
-    async def _exchange(self, connection: Connection, head: bytes, request: HttpRequest) -> Exchange:
-        exchange = connection.start(head, request.body, request.timeouts)
-        try:
-            await exchange.head()
-        except BaseException:
-            exchange.close()
-            raise
-        return exchange
 
     async def _connect(self, origin: _Origin, timeouts: Timeouts) -> Connection:
         def connection() -> Connection:

@@ -61,12 +61,17 @@ class Exchange:
     def header(self, name: str) -> str:
         return self.headers.get(name.encode("latin-1"), b"").decode("latin-1")
 
-    async def head(self) -> None:
-        """Waits for the status line and the headers."""
-        while not self.status:
-            if self._failure is not None:
-                raise self._failure
-            await self._news()
+    async def answered(self) -> "Exchange":
+        """Returns itself when the status line and the headers are here. Closes itself when they never will be."""
+        try:
+            while not self.status and self._failure is None:
+                await self._news()
+        finally:
+            if not self.status:
+                self.close()
+        if self._failure is not None and not self.status:
+            raise self._failure
+        return self
 
     async def read_chunk(self) -> bytes:
         while not self._chunks:
@@ -286,7 +291,8 @@ class Connection(asyncio.Protocol):
             return
         exchange.take_end()
         self._exchange = None
-        self.resume()
+        if self._paused:
+            self.resume()
         if self._parser.should_keep_alive() and self.usable and not self._unsent():
             self.idle_since = self._loop.time()
             self._on_free(self)

@@ -38,10 +38,11 @@ class _Writer:
         self._held: list[dict[str, Any]] = []  # what stood between calls and their results
 
     def add(self, message: pb.Message) -> None:
-        if message.role == pb.ROLE_ASSISTANT:
+        role = message.role
+        if role == pb.ROLE_ASSISTANT:
             self._release()
             self._add_answer(message)
-        elif message.role == pb.ROLE_SYSTEM:
+        elif role == pb.ROLE_SYSTEM:
             self._add_system(message)
         else:
             self._add_user(message)

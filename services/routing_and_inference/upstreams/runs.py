@@ -135,7 +135,8 @@ class RunWriter:
 
     def take(self) -> list[GenerationEvent]:
         """The events since the last `take`; the list is the caller's."""
-        self._flush()
+        if self._pieces:
+            self._flush()
         out = self._out
         self._out = []
         return out
