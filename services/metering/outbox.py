@@ -33,7 +33,7 @@ class Outbox:
     A row is deleted after its acknowledgement. When the process dies in between it is sent again: changes are absolute.
     """
 
-    def __init__(self, store: LedgerStore, listener: BalanceListener, *, linger_s: float = 0.05) -> None:
+    def __init__(self, store: LedgerStore, listener: BalanceListener, *, linger_s: float = 0.025) -> None:
         self._store = store
         self._listener = listener
         self._linger_s = linger_s
