@@ -66,10 +66,12 @@ class Exchange:
         try:
             while not self.status and self._failure is None:
                 await self._news()
-        finally:
-            if not self.status:
-                self.close()
-        if self._failure is not None and not self.status:
+        except BaseException:  # a cancellation may come in the very turn in which the head does
+            self.close()
+            raise
+        if not self.status:
+            assert self._failure is not None
+            self.close()
             raise self._failure
         return self
 
