@@ -146,6 +146,7 @@ class Balancer:
     async def _open(self, endpoint: str) -> Connection:
         connection = Connection(endpoint, self._options)
         await connection.dial(self._identity)
+        connection.on_broken = self._forget
         run = self._loop.create_task(connection.run(), name=f"link reader {endpoint}")
         self._runs[run] = connection
         run.add_done_callback(self._on_run_ended)
@@ -159,14 +160,17 @@ class Balancer:
         self._start_waiting()
 
     def _drop(self, connection: Connection) -> None:
+        self._forget(connection)
+        connection.retire()
+
+    def _forget(self, connection: Connection) -> None:
+        """Whoever hears that a call failed may call again at once: that call must not go the same way."""
         if connection in self._ready:
             self._ready.remove(connection)
-        connection.retire()
 
     def _on_run_ended(self, run: asyncio.Task[None]) -> None:
         connection = self._runs.pop(run)
-        if connection in self._ready:
-            self._ready.remove(connection)
+        self._forget(connection)
         if not run.cancelled() and (error := run.exception()) is not None:
             _log.error("link.broke", exc_info=error, extra={"endpoint": connection.endpoint})
 

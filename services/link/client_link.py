@@ -42,6 +42,7 @@ class ClientLink:
     __slots__ = (
         "_budget",
         "_deadlines",
+        "_ended_by",
         "_last_id",
         "_loop",
         "_outbox",
@@ -61,9 +62,13 @@ class ClientLink:
         self._deadlines = Deadlines(loop)
         self._budget = Budget()
         self._last_id = 0
+        self._ended_by: Callable[[], GatewayError] | None = None
 
     def start(self, call: ClientCall) -> None:
         """Sends a call. A failure that is known at once ends the call here."""
+        if self._ended_by is not None:
+            call.end(self._ended_by())
+            return
         try:
             self._start(call)
         except GatewayError as error:
@@ -161,6 +166,7 @@ class ClientLink:
 
     def fail(self, error: Callable[[], GatewayError]) -> None:
         """The link is no more: every call on it ends now, each with an error of its own."""
+        self._ended_by = error
         for call in list(self.calls.values()):
             call.end(error())
         self._deadlines.close()

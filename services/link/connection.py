@@ -43,7 +43,10 @@ class Identity:
 
 
 class Connection:
-    """`left` is done when no new call should go here; its result says whether they may until a new link stands."""
+    """`left` is done when no new call should go here; its result says whether they may until a new link stands.
+
+    `on_broken` is called in the very turn of the loop in which the link breaks, before its calls learn of it.
+    """
 
     def __init__(self, endpoint: str, options: LinkOptions) -> None:
         loop = asyncio.get_running_loop()
@@ -51,6 +54,7 @@ class Connection:
         self.opened_at = loop.time()
         self.left: asyncio.Future[bool] = loop.create_future()
         self.link: ClientLink
+        self.on_broken: Callable[[Connection], None] | None = None
         self._loop = loop
         self._options = options
         self._pump = Pump(loop, OpenRequest)
@@ -96,6 +100,8 @@ class Connection:
                 raise
         finally:
             liveness.stop()
+            if self.on_broken is not None:
+                self.on_broken(self)
             self.link.fail(_broken)
             self._leave(False)
             writer.cancel()

@@ -36,6 +36,24 @@ from tests.rpc.transports.probe_service import (
 )
 
 
+async def test_a_call_that_begins_while_its_link_breaks_ends_too() -> None:
+    async def call_again(stub: Stub) -> type[BaseException]:
+        """Resumes in the turn of the loop in which the link broke, before anybody else was told."""
+        await outcome_of(stub.Wait(b"", timeout=900))
+        failed: type[BaseException] = await outcome_of(stub.Wait(b"", timeout=900))
+        return failed
+
+    service = ProbeService()
+    async with over_wire(service) as (stub, wire):
+        calls = [background(call_again(stub)) for _ in range(20)]
+        await until(lambda: service.running == 20)
+
+        await wire.cut()
+
+        async with asyncio.timeout(5):
+            assert set(await asyncio.gather(*calls)) == {ServiceUnavailableError}
+
+
 async def test_a_link_that_is_cut_ends_each_of_its_calls_once_and_cancels_their_handlers_without_a_reason() -> None:
     service = ProbeService()
     async with over_wire(service) as (stub, wire):
