@@ -16,7 +16,7 @@ LIMIT_HEADERS = tuple(
 )
 _GO_DURATION = re.compile(r"^(\d+ms|(\d+h)?(\d+m)?\d+(\.\d{1,3})?s)$")
 RETRY_AFTER_MAX_S = 60
-READ_TIMEOUT_S = 120.0
+HANGS_AFTER_S = 45.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,12 +229,13 @@ class Caller:
         answer = Answer(request.path)
         started = answer.sent_at_s = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
+            async with asyncio.timeout(HANGS_AFTER_S) as patience:
                 await self._exchange(request, answer, started)
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
             answer.cut = True
             answer.error_text = repr(error)
         answer.seconds = asyncio.get_running_loop().time() - started
+        assert not patience.expired(), f"{request.path}: hangs, {answer.status} …{answer.body[-200:]!r}"
         found = [] if request.leave_after is not None else problems(answer)
         if answer.cut and not self._may_be_cut:
             found.append(f"cut: {answer.error_text} after {answer.seconds:.2f} s, status {answer.status}")
