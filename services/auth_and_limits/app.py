@@ -65,7 +65,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     async with AsyncExitStack() as stack:
         store = await SqlAccounts.open(folder / "accounts.sqlite3")
         stack.push_async_callback(store.close)
-        holds = EmbeddedHolds(folder / "holds.sqlite3", plans)
+        holds = EmbeddedHolds(folder / "holds.sqlite3", plans, slow_s=settings.store_timeout_s)
         await holds.open()
         stack.push_async_callback(holds.close)
         tokens = OidcTokens([_trusted(issuer) for issuer in settings.issuers], time.monotonic, _unix_s)

@@ -50,6 +50,9 @@ class Settings(ProcessSettings):
     key_pepper_file: Path | None = None
     """File with the secret under which API keys are digested; `key_pepper` below `secrets_dir` unless set."""
 
+    store_timeout_s: float = Field(default=0.25, gt=0)
+    """After this many seconds a hold journal that did not answer counts as down; below the runners' 2 s for `Admit`."""
+
     issuers: tuple[IssuerSettings, ...] = ()
     """OIDC issuers of teams, as a JSON list."""
 

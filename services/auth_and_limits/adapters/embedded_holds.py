@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from services.auth_and_limits.adapters.journal import HoldJournal
+from services.auth_and_limits.adapters.journal import SLOW_S, HoldJournal
 from services.auth_and_limits.adapters.journal_file import JournalFile, Recovered
 from services.auth_and_limits.adapters.memory_records import Claim, Meters
 from services.auth_and_limits.adapters.memory_state import MemoryState
@@ -54,6 +54,7 @@ class EmbeddedHolds:
         now_us: Callable[[], int] = monotonic_us,
         now_unix_ms: Callable[[], int] = unix_ms,
         open_file: Callable[[Path], JournalFile] = JournalFile,
+        slow_s: float = SLOW_S,
     ) -> None:
         self._now_us = now_us
         self._now_unix_ms = now_unix_ms
@@ -61,7 +62,9 @@ class EmbeddedHolds:
         self._waiting: dict[str, set[asyncio.Future[Hold]]] = {}
         self.state = MemoryState(plans, self._tell)
         opening = functools.partial(open_file, path)
-        self._journal = HoldJournal(opening, self.state, now_us=now_us, unix_offset_us=self._unix_offset_us)
+        self._journal = HoldJournal(
+            opening, self.state, now_us=now_us, unix_offset_us=self._unix_offset_us, slow_s=slow_s
+        )
 
     async def open(self) -> None:
         """Reads the journal: holds, balances, buckets and idempotency keys are as they were."""

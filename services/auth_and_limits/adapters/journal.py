@@ -52,11 +52,13 @@ class HoldJournal:
         *,
         now_us: Callable[[], int],
         unix_offset_us: int,
+        slow_s: float = SLOW_S,
     ) -> None:
         self._open_file = open_file
         self._state = state
         self._now_us = now_us
         self._unix_offset_us = unix_offset_us  # unix time less the monotonic one
+        self._slow_s = slow_s
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hold-journal")
         self._fresh_waiters: list[asyncio.Future[None]] = []
         self._waiters: list[asyncio.Future[None]] = []
@@ -121,7 +123,7 @@ class HoldJournal:
         """The holds that are on file, closed ones included."""
         await self.written()
         try:
-            async with asyncio.timeout(SLOW_S):
+            async with asyncio.timeout(self._slow_s):
                 return await self._loop.run_in_executor(self._thread, self._file.find, call_ids)
         except (sqlite3.Error, TimeoutError) as error:
             raise _unavailable() from error
@@ -156,7 +158,7 @@ class HoldJournal:
         batch = _Batch(self._state.take_changes(), self._fresh_waiters, self._waiters, time.perf_counter())
         self._fresh_waiters, self._waiters = [], []
         self._in_flight = batch
-        timer = self._loop.call_later(SLOW_S, self._give_up, batch)
+        timer = self._loop.call_later(self._slow_s, self._give_up, batch)
         rows = rows_of(batch.changes, self._unix_offset_us)
         batch.writing = self._thread.submit(self._file.write, rows)
         self._writing = asyncio.wrap_future(batch.writing)

@@ -59,6 +59,7 @@ class Bench:
         self.account = Account(ACCOUNT_ID, "acme", "plain")
         self.seq = 0
         self.open_file: Callable[[Path], JournalFile] = JournalFile
+        self.slow_s = 30.0  # a busy disk is no fault; tests of a slow store set what they mean
         self._crashes = 0
 
     async def open(self) -> EmbeddedHolds:
@@ -69,6 +70,7 @@ class Bench:
             now_us=self.clock.now_us,
             now_unix_ms=self.clock.now_unix_ms,
             open_file=self.open_file,
+            slow_s=self.slow_s,
         )
         await self.holds.open()
         return self.holds

@@ -60,6 +60,7 @@ class FaultyBench(Bench):
 @pytest.fixture
 async def slow(tmp_path: Path) -> AsyncIterator[tuple[FaultyBench, threading.Event]]:
     it = FaultyBench(tmp_path / "auth")
+    it.slow_s = 0.25
     it.on(SlowFile)
     await it.open()
     await it.fund(1_000)
