@@ -25,6 +25,7 @@ def faulty(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
-def hit_accounts() -> list[Account]:
-    """The accounts whose calls were hit, in the order of the suites."""
+def hit_accounts(faulty: Paced) -> list[Account]:
+    """The accounts of this gateway whose calls were hit, in the order of the suites."""
+    del faulty
     return []
