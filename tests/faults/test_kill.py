@@ -44,8 +44,8 @@ async def test_a_killed_process_costs_clean_errors_and_no_token(
     answers = await running
     _only_clean_errors(answers, service)
     last_failed_s = max((answer.sent_at_s - killed_at_s for answer in answers if not answer.ok), default=0.0)
-    # On a machine so busy that starting the whole gateway takes longer than that, one process may take as long.
-    allowed_s = max(FLOWS_AGAIN_WITHIN_S, faulty.gateway.start_s)
+    # On a machine that is so busy with other work that the whole gateway starts slowly, one process does too.
+    allowed_s = max(FLOWS_AGAIN_WITHIN_S, 1.5 * faulty.gateway.start_s)
     assert last_failed_s < allowed_s, f"calls sent {last_failed_s:.1f} s after the kill still failed"
     await faulty.reconciled(account, answers)
     assert faulty.gateway.mws("ledger", "check")["violations"] == []
