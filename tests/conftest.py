@@ -9,6 +9,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.gateway import Gateway
+from tests.postgres_server import postgres as postgres
+from tests.postgres_server import postgres_session as postgres_session
+from tests.postgres_server import postgres_url as postgres_url
 
 settings.register_profile("default", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("fuzz", deadline=None, max_examples=20_000, suppress_health_check=[HealthCheck.too_slow])
