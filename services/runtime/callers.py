@@ -57,9 +57,16 @@ ALLOWED: Mapping[str, frozenset[CallerClass]] = {
         _MONEY + "LedgerService/GetBalance": {_ADMIN, _EDGE, _TEAM},
         _MONEY + "LedgerService/ListEntries": {_ADMIN, _EDGE, _TEAM},
         _MONEY + "LedgerService/GrantCredits": {_ADMIN},
+        _MONEY + "LedgerService/RefundCredits": {_ADMIN},
+        _MONEY + "LedgerService/CorrectEntry": {_ADMIN},
+        _MONEY + "LedgerService/ListCredits": {_ADMIN, _EDGE, _TEAM},
+        _MONEY + "LedgerService/ListBalanceEvents": {_ADMIN, _EDGE, _TEAM},
+        _MONEY + "LedgerService/GetStatement": {_ADMIN, _EDGE, _TEAM},
         _MONEY + "LedgerService/CheckLedger": {_ADMIN},
         _MONEY + "UsageService/SummarizeUsage": {_ADMIN, _EDGE, _TEAM},
         _MONEY + "UsageService/ListUsage": {_ADMIN, _EDGE, _TEAM},
+        _MONEY + "UsageService/GetCall": {_ADMIN, _EDGE, _TEAM},
+        _MONEY + "UsageService/ExportUsage": {_ADMIN, _EDGE, _TEAM},
     }.items()
 }
 

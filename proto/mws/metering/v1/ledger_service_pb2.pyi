@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from mws.common.v1 import token_usage_pb2 as _token_usage_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -86,7 +87,7 @@ class GetBalanceResponse(_message.Message):
     balance_nano_usd: _builtins.int
     """Sum of all its entries, may be negative."""
     lifetime_paid_nano_usd: _builtins.int
-    """Purchases since the account exists."""
+    """Purchases since the account exists, less what was paid back or taken back of them; nothing else counts."""
     promotional_nano_usd: _builtins.int
     """The part of the balance that was promotional, >= 0; it is spent first."""
     seq: _builtins.int
@@ -184,6 +185,7 @@ class Entry(_message.Message):
     CALL_ID_FIELD_NUMBER: _builtins.int
     POSTED_AT_FIELD_NUMBER: _builtins.int
     FLAGS_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
     entry_id: _builtins.str
     """UUIDv7 text."""
     account_id: _builtins.str
@@ -193,9 +195,13 @@ class Entry(_message.Message):
     counterpart: _builtins.str
     """The other side: `revenue:<profile>`, `payments`, `promotions`, `refunds`."""
     rule: _builtins.str
-    """The charge rule, or `grant.purchase`, `grant.promotion`, `grant.refund`."""
+    """The charge rule, or `grant.purchase`, `grant.promotion`, `grant.refund`, `expire.promotion`, `refund.purchase`, `correct.charge`,
+    `correct.purchase`, `correct.promotion`, `correct.credit`, `correct.refund`.
+    """
     call_id: _builtins.str
     """The call. Empty: not a call."""
+    reference: _builtins.str
+    """What it refers to: the entry that it corrects or the promotion that it ends; the provider's receipt for a purchase or a refund."""
     @_builtins.property
     def posted_at(self) -> _timestamp_pb2.Timestamp:
         """When it was posted."""
@@ -215,10 +221,11 @@ class Entry(_message.Message):
         call_id: _builtins.str = ...,
         posted_at: _timestamp_pb2.Timestamp | None = ...,
         flags: _abc.Iterable[_builtins.str] | None = ...,
+        reference: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["posted_at", b"posted_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_nano_usd", b"amount_nano_usd", "call_id", b"call_id", "counterpart", b"counterpart", "entry_id", b"entry_id", "flags", b"flags", "posted_at", b"posted_at", "rule", b"rule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_nano_usd", b"amount_nano_usd", "call_id", b"call_id", "counterpart", b"counterpart", "entry_id", b"entry_id", "flags", b"flags", "posted_at", b"posted_at", "reference", b"reference", "rule", b"rule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -295,6 +302,462 @@ class GrantCreditsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GrantCreditsResponse: _TypeAlias = GrantCreditsResponse  # noqa: Y015
+
+@_typing.final
+class RefundCreditsRequest(_message.Message):
+    """Money to pay back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    AMOUNT_NANO_USD_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Required."""
+    idempotency_key: _builtins.str
+    """Required. 1..255 characters."""
+    amount_nano_usd: _builtins.int
+    """Required, 1..9,000,000,000,000,000."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
+        amount_nano_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_nano_usd", b"amount_nano_usd", "idempotency_key", b"idempotency_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefundCreditsRequest: _TypeAlias = RefundCreditsRequest  # noqa: Y015
+
+@_typing.final
+class RefundCreditsResponse(_message.Message):
+    """The refund."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_FIELD_NUMBER: _builtins.int
+    BALANCE_NANO_USD_FIELD_NUMBER: _builtins.int
+    TIER_PENDING_FIELD_NUMBER: _builtins.int
+    balance_nano_usd: _builtins.int
+    """The balance after it (at the time of the first refund, for a repeat)."""
+    tier_pending: _builtins.bool
+    """auth-and-limits has not acknowledged yet; limits and admission follow within seconds."""
+    @_builtins.property
+    def entry(self) -> Global___Entry:
+        """The entry."""
+
+    def __init__(
+        self,
+        *,
+        entry: Global___Entry | None = ...,
+        balance_nano_usd: _builtins.int = ...,
+        tier_pending: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance_nano_usd", b"balance_nano_usd", "entry", b"entry", "tier_pending", b"tier_pending"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefundCreditsResponse: _TypeAlias = RefundCreditsResponse  # noqa: Y015
+
+@_typing.final
+class CorrectEntryRequest(_message.Message):
+    """An entry to take back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    ENTRY_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_NANO_USD_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Required."""
+    idempotency_key: _builtins.str
+    """Required. 1..255 characters."""
+    entry_id: _builtins.str
+    """Required. The entry that was wrong."""
+    amount_nano_usd: _builtins.int
+    """1..the entry's amount, less earlier corrections. 0 means the whole entry."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
+        entry_id: _builtins.str = ...,
+        amount_nano_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_nano_usd", b"amount_nano_usd", "entry_id", b"entry_id", "idempotency_key", b"idempotency_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CorrectEntryRequest: _TypeAlias = CorrectEntryRequest  # noqa: Y015
+
+@_typing.final
+class CorrectEntryResponse(_message.Message):
+    """The correction."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_FIELD_NUMBER: _builtins.int
+    BALANCE_NANO_USD_FIELD_NUMBER: _builtins.int
+    TIER_PENDING_FIELD_NUMBER: _builtins.int
+    balance_nano_usd: _builtins.int
+    """The balance after it (at the time of the first correction, for a repeat)."""
+    tier_pending: _builtins.bool
+    """auth-and-limits has not acknowledged yet; limits and admission follow within seconds."""
+    @_builtins.property
+    def entry(self) -> Global___Entry:
+        """The entry."""
+
+    def __init__(
+        self,
+        *,
+        entry: Global___Entry | None = ...,
+        balance_nano_usd: _builtins.int = ...,
+        tier_pending: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance_nano_usd", b"balance_nano_usd", "entry", b"entry", "tier_pending", b"tier_pending"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CorrectEntryResponse: _TypeAlias = CorrectEntryResponse  # noqa: Y015
+
+@_typing.final
+class ListCreditsRequest(_message.Message):
+    """A page of credits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Required; a team may leave it out."""
+    page_size: _builtins.int
+    """1..1000; 0 means 100."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before. Empty: the first page."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCreditsRequest: _TypeAlias = ListCreditsRequest  # noqa: Y015
+
+@_typing.final
+class ListCreditsResponse(_message.Message):
+    """A page of credits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREDITS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    REFUNDABLE_NANO_USD_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page. Empty: this was the last."""
+    refundable_nano_usd: _builtins.int
+    """What `RefundCredits` would pay back at most, now."""
+    @_builtins.property
+    def credits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Credit]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        credits: _abc.Iterable[Global___Credit] | None = ...,
+        next_page_token: _builtins.str = ...,
+        refundable_nano_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "next_page_token", b"next_page_token", "refundable_nano_usd", b"refundable_nano_usd"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCreditsResponse: _TypeAlias = ListCreditsResponse  # noqa: Y015
+
+@_typing.final
+class Credit(_message.Message):
+    """A credit on record."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    REMAINING_NANO_USD_FIELD_NUMBER: _builtins.int
+    CORRECTED_NANO_USD_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    kind: Global___CreditKind.ValueType
+    """Where it comes from."""
+    remaining_nano_usd: _builtins.int
+    """What is left of a promotion, >= 0. Absent: not a promotion."""
+    corrected_nano_usd: _builtins.int
+    """What corrections took back of it, >= 0."""
+    idempotency_key: _builtins.str
+    """The key that it was granted under."""
+    @_builtins.property
+    def entry(self) -> Global___Entry:
+        """The entry; its `reference` is the provider's receipt, for a purchase."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When what is left of a promotion ends. Absent: never."""
+
+    def __init__(
+        self,
+        *,
+        entry: Global___Entry | None = ...,
+        kind: Global___CreditKind.ValueType = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        remaining_nano_usd: _builtins.int | None = ...,
+        corrected_nano_usd: _builtins.int = ...,
+        idempotency_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_remaining_nano_usd", b"_remaining_nano_usd", "entry", b"entry", "expires_at", b"expires_at", "remaining_nano_usd", b"remaining_nano_usd"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining_nano_usd", b"_remaining_nano_usd", "corrected_nano_usd", b"corrected_nano_usd", "entry", b"entry", "expires_at", b"expires_at", "idempotency_key", b"idempotency_key", "kind", b"kind", "remaining_nano_usd", b"remaining_nano_usd"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__remaining_nano_usd: _TypeAlias = _typing.Literal["remaining_nano_usd"]  # noqa: Y015
+    _WhichOneofArgType__remaining_nano_usd: _TypeAlias = _typing.Literal["_remaining_nano_usd", b"_remaining_nano_usd"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__remaining_nano_usd) -> _WhichOneofReturnType__remaining_nano_usd | None: ...
+
+Global___Credit: _TypeAlias = Credit  # noqa: Y015
+
+@_typing.final
+class ListBalanceEventsRequest(_message.Message):
+    """A page of balance events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Required; a team may leave it out."""
+    page_size: _builtins.int
+    """1..1000; 0 means 100."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before. Empty: the first page."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBalanceEventsRequest: _TypeAlias = ListBalanceEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListBalanceEventsResponse(_message.Message):
+    """A page of balance events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page. Empty: this was the last."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___BalanceEvent]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___BalanceEvent] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBalanceEventsResponse: _TypeAlias = ListBalanceEventsResponse  # noqa: Y015
+
+@_typing.final
+class BalanceEvent(_message.Message):
+    """The balance fell below a threshold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    THRESHOLD_NANO_USD_FIELD_NUMBER: _builtins.int
+    BALANCE_NANO_USD_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """The account."""
+    threshold_nano_usd: _builtins.int
+    """The threshold: the balance was at least this before, and is less now."""
+    balance_nano_usd: _builtins.int
+    """The balance after the entry that crossed it."""
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        threshold_nano_usd: _builtins.int = ...,
+        balance_nano_usd: _builtins.int = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "balance_nano_usd", b"balance_nano_usd", "occurred_at", b"occurred_at", "threshold_nano_usd", b"threshold_nano_usd"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BalanceEvent: _TypeAlias = BalanceEvent  # noqa: Y015
+
+@_typing.final
+class GetStatementRequest(_message.Message):
+    """Which statement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    MONTH_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Required; a team may leave it out."""
+    month: _builtins.str
+    """Required. `2026-11`, UTC."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        month: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "month", b"month"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStatementRequest: _TypeAlias = GetStatementRequest  # noqa: Y015
+
+@_typing.final
+class GetStatementResponse(_message.Message):
+    """A month of an account. `opening_nano_usd` + the amounts of all lines = `closing_nano_usd`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    MONTH_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    OPENING_NANO_USD_FIELD_NUMBER: _builtins.int
+    CREDITS_FIELD_NUMBER: _builtins.int
+    CHARGES_FIELD_NUMBER: _builtins.int
+    CLOSING_NANO_USD_FIELD_NUMBER: _builtins.int
+    IS_FINAL_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """The account."""
+    month: _builtins.str
+    """`2026-11`."""
+    opening_nano_usd: _builtins.int
+    """The balance at `since`."""
+    closing_nano_usd: _builtins.int
+    """The balance at `until`, or now for a month that is not over."""
+    is_final: _builtins.bool
+    """The month is over (for an hour at least), so that nothing can change any more."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """First instant."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """First instant after it."""
+
+    @_builtins.property
+    def credits(self) -> _containers.RepeatedCompositeFieldContainer[Global___StatementLine]:
+        """Credits, ends of promotions, refunds and corrections, one line per rule."""
+
+    @_builtins.property
+    def charges(self) -> _containers.RepeatedCompositeFieldContainer[Global___StatementLine]:
+        """Charges, one line per profile; calls that cost nothing are counted."""
+
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        month: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        opening_nano_usd: _builtins.int = ...,
+        credits: _abc.Iterable[Global___StatementLine] | None = ...,
+        charges: _abc.Iterable[Global___StatementLine] | None = ...,
+        closing_nano_usd: _builtins.int = ...,
+        is_final: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "charges", b"charges", "closing_nano_usd", b"closing_nano_usd", "credits", b"credits", "is_final", b"is_final", "month", b"month", "opening_nano_usd", b"opening_nano_usd", "since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStatementResponse: _TypeAlias = GetStatementResponse  # noqa: Y015
+
+@_typing.final
+class StatementLine(_message.Message):
+    """Entries of one sort."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    AMOUNT_NANO_USD_FIELD_NUMBER: _builtins.int
+    CHARGED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The rule of credits; the profile of charges."""
+    count: _builtins.int
+    """Entries of credits; calls of charges."""
+    amount_nano_usd: _builtins.int
+    """Signed sum, as the account sees it."""
+    @_builtins.property
+    def charged(self) -> _token_usage_pb2.TokenUsage:
+        """Tokens that were charged. Absent: no charges."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        count: _builtins.int = ...,
+        amount_nano_usd: _builtins.int = ...,
+        charged: _token_usage_pb2.TokenUsage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["charged", b"charged"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nano_usd", b"amount_nano_usd", "charged", b"charged", "count", b"count", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatementLine: _TypeAlias = StatementLine  # noqa: Y015
 
 @_typing.final
 class CheckLedgerRequest(_message.Message):

@@ -28,8 +28,9 @@ if _version_not_supported:
 class LedgerServiceStub:
     """The money: balances, the transfers that they are sums of, and credits.
 
-    Callers: admin for everything; edge and team for `GetBalance` and `ListEntries` (a team for its own account only). When the service
-    cannot be reached, say so; never show an old balance as a new one. `GrantCredits` may be resent with the same idempotency key.
+    Callers: admin for everything; edge and team for what only reads, but for `CheckLedger` (a team for its own account only). When the
+    service cannot be reached, say so; never show an old balance as a new one. `GrantCredits`, `RefundCredits` and `CorrectEntry` may be
+    resent with the same idempotency key.
     """
 
     def __init__(self, channel):
@@ -53,6 +54,31 @@ class LedgerServiceStub:
                 request_serializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.GrantCreditsRequest.SerializeToString,
                 response_deserializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.GrantCreditsResponse.FromString,
                 _registered_method=True)
+        self.RefundCredits = channel.unary_unary(
+                '/mws.metering.v1.LedgerService/RefundCredits',
+                request_serializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.RefundCreditsRequest.SerializeToString,
+                response_deserializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.RefundCreditsResponse.FromString,
+                _registered_method=True)
+        self.CorrectEntry = channel.unary_unary(
+                '/mws.metering.v1.LedgerService/CorrectEntry',
+                request_serializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.CorrectEntryRequest.SerializeToString,
+                response_deserializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.CorrectEntryResponse.FromString,
+                _registered_method=True)
+        self.ListCredits = channel.unary_unary(
+                '/mws.metering.v1.LedgerService/ListCredits',
+                request_serializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.ListCreditsRequest.SerializeToString,
+                response_deserializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.ListCreditsResponse.FromString,
+                _registered_method=True)
+        self.ListBalanceEvents = channel.unary_unary(
+                '/mws.metering.v1.LedgerService/ListBalanceEvents',
+                request_serializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.ListBalanceEventsRequest.SerializeToString,
+                response_deserializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.ListBalanceEventsResponse.FromString,
+                _registered_method=True)
+        self.GetStatement = channel.unary_unary(
+                '/mws.metering.v1.LedgerService/GetStatement',
+                request_serializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.GetStatementRequest.SerializeToString,
+                response_deserializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.GetStatementResponse.FromString,
+                _registered_method=True)
         self.CheckLedger = channel.unary_unary(
                 '/mws.metering.v1.LedgerService/CheckLedger',
                 request_serializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.CheckLedgerRequest.SerializeToString,
@@ -63,8 +89,9 @@ class LedgerServiceStub:
 class LedgerServiceServicer:
     """The money: balances, the transfers that they are sums of, and credits.
 
-    Callers: admin for everything; edge and team for `GetBalance` and `ListEntries` (a team for its own account only). When the service
-    cannot be reached, say so; never show an old balance as a new one. `GrantCredits` may be resent with the same idempotency key.
+    Callers: admin for everything; edge and team for what only reads, but for `CheckLedger` (a team for its own account only). When the
+    service cannot be reached, say so; never show an old balance as a new one. `GrantCredits`, `RefundCredits` and `CorrectEntry` may be
+    resent with the same idempotency key.
     """
 
     def GetBalance(self, request, context):
@@ -90,7 +117,8 @@ class LedgerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GrantCredits(self, request, context):
-        """Credits an account. Idempotent by (`account_id`, `idempotency_key`) for ever: a repeat returns the first grant.
+        """Credits an account. Idempotent by (`account_id`, `idempotency_key`) for ever: a repeat returns the first grant. A purchase is collected
+        through the payment provider first; its receipt is the entry's `reference`.
 
         Returns once auth-and-limits has the new balance, or after 2 s with `tier_pending`.
 
@@ -98,6 +126,68 @@ class LedgerServiceServicer:
         - INVALID_ARGUMENT / REQUEST_INVALID: no key, amount out of range, unknown kind.
         - ALREADY_EXISTS / ALREADY_EXISTS: the key was used with another amount or kind.
         - UNAVAILABLE / STORE_UNAVAILABLE: resend with the same key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RefundCredits(self, request, context):
+        """Pays back what was purchased and is not spent: at most lifetime paid, and at most the balance without its promotional part. What running
+        calls hold is not spent yet. Idempotent like `GrantCredits`, in the same space of keys.
+
+        Errors:
+        - INVALID_ARGUMENT / REQUEST_INVALID: no key, amount out of range, or more than can be refunded.
+        - ALREADY_EXISTS / ALREADY_EXISTS: the key was used with another body.
+        - UNAVAILABLE / STORE_UNAVAILABLE: resend with the same key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CorrectEntry(self, request, context):
+        """Takes back (a part of) an entry that was wrong, with a new entry of the opposite direction that points at it. All corrections of an entry
+        together never exceed it. May take the balance below zero: a credit that should not have been may be spent. Idempotent like
+        `GrantCredits`, in the same space of keys.
+
+        Errors:
+        - INVALID_ARGUMENT / REQUEST_INVALID: no key, amount out of range, more than is left to correct, or an entry that cannot be corrected (a
+        correction, the end of a promotion).
+        - NOT_FOUND / NOT_FOUND: the account has no such entry.
+        - ALREADY_EXISTS / ALREADY_EXISTS: the key was used with another body.
+        - UNAVAILABLE / STORE_UNAVAILABLE: resend with the same key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCredits(self, request, context):
+        """Lists an account's credits, newest first, with what is left of promotions. May be resent.
+
+        Errors:
+        - INVALID_ARGUMENT / REQUEST_INVALID: `page_token` is not one of ours, or of another filter.
+        - PERMISSION_DENIED / ACCOUNT_FOREIGN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBalanceEvents(self, request, context):
+        """Lists the moments at which an account's balance fell below a threshold, newest first: one per crossing. May be resent.
+
+        Errors:
+        - INVALID_ARGUMENT / REQUEST_INVALID: `page_token` is not one of ours, or of another filter.
+        - PERMISSION_DENIED / ACCOUNT_FOREIGN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStatement(self, request, context):
+        """The statement of a month (UTC): opening + all lines = closing, to the nano-dollar. May be resent.
+
+        Errors:
+        - INVALID_ARGUMENT / REQUEST_INVALID: `month` is not a month, or has not begun.
+        - PERMISSION_DENIED / ACCOUNT_FOREIGN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,6 +221,31 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     request_deserializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.GrantCreditsRequest.FromString,
                     response_serializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.GrantCreditsResponse.SerializeToString,
             ),
+            'RefundCredits': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefundCredits,
+                    request_deserializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.RefundCreditsRequest.FromString,
+                    response_serializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.RefundCreditsResponse.SerializeToString,
+            ),
+            'CorrectEntry': grpc.unary_unary_rpc_method_handler(
+                    servicer.CorrectEntry,
+                    request_deserializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.CorrectEntryRequest.FromString,
+                    response_serializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.CorrectEntryResponse.SerializeToString,
+            ),
+            'ListCredits': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCredits,
+                    request_deserializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.ListCreditsRequest.FromString,
+                    response_serializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.ListCreditsResponse.SerializeToString,
+            ),
+            'ListBalanceEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBalanceEvents,
+                    request_deserializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.ListBalanceEventsRequest.FromString,
+                    response_serializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.ListBalanceEventsResponse.SerializeToString,
+            ),
+            'GetStatement': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatement,
+                    request_deserializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.GetStatementRequest.FromString,
+                    response_serializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.GetStatementResponse.SerializeToString,
+            ),
             'CheckLedger': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckLedger,
                     request_deserializer=mws_dot_metering_dot_v1_dot_ledger__service__pb2.CheckLedgerRequest.FromString,
@@ -147,8 +262,9 @@ def add_LedgerServiceServicer_to_server(servicer, server):
 class LedgerService:
     """The money: balances, the transfers that they are sums of, and credits.
 
-    Callers: admin for everything; edge and team for `GetBalance` and `ListEntries` (a team for its own account only). When the service
-    cannot be reached, say so; never show an old balance as a new one. `GrantCredits` may be resent with the same idempotency key.
+    Callers: admin for everything; edge and team for what only reads, but for `CheckLedger` (a team for its own account only). When the
+    service cannot be reached, say so; never show an old balance as a new one. `GrantCredits`, `RefundCredits` and `CorrectEntry` may be
+    resent with the same idempotency key.
     """
 
     @staticmethod
@@ -222,6 +338,141 @@ class LedgerService:
             '/mws.metering.v1.LedgerService/GrantCredits',
             mws_dot_metering_dot_v1_dot_ledger__service__pb2.GrantCreditsRequest.SerializeToString,
             mws_dot_metering_dot_v1_dot_ledger__service__pb2.GrantCreditsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefundCredits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mws.metering.v1.LedgerService/RefundCredits',
+            mws_dot_metering_dot_v1_dot_ledger__service__pb2.RefundCreditsRequest.SerializeToString,
+            mws_dot_metering_dot_v1_dot_ledger__service__pb2.RefundCreditsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CorrectEntry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mws.metering.v1.LedgerService/CorrectEntry',
+            mws_dot_metering_dot_v1_dot_ledger__service__pb2.CorrectEntryRequest.SerializeToString,
+            mws_dot_metering_dot_v1_dot_ledger__service__pb2.CorrectEntryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCredits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mws.metering.v1.LedgerService/ListCredits',
+            mws_dot_metering_dot_v1_dot_ledger__service__pb2.ListCreditsRequest.SerializeToString,
+            mws_dot_metering_dot_v1_dot_ledger__service__pb2.ListCreditsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBalanceEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mws.metering.v1.LedgerService/ListBalanceEvents',
+            mws_dot_metering_dot_v1_dot_ledger__service__pb2.ListBalanceEventsRequest.SerializeToString,
+            mws_dot_metering_dot_v1_dot_ledger__service__pb2.ListBalanceEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mws.metering.v1.LedgerService/GetStatement',
+            mws_dot_metering_dot_v1_dot_ledger__service__pb2.GetStatementRequest.SerializeToString,
+            mws_dot_metering_dot_v1_dot_ledger__service__pb2.GetStatementResponse.FromString,
             options,
             channel_credentials,
             insecure,

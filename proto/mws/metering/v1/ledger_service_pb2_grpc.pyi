@@ -29,8 +29,9 @@ GRPC_VERSION: str
 class LedgerServiceStub:
     """The money: balances, the transfers that they are sums of, and credits.
 
-    Callers: admin for everything; edge and team for `GetBalance` and `ListEntries` (a team for its own account only). When the service
-    cannot be reached, say so; never show an old balance as a new one. `GrantCredits` may be resent with the same idempotency key.
+    Callers: admin for everything; edge and team for what only reads, but for `CheckLedger` (a team for its own account only). When the
+    service cannot be reached, say so; never show an old balance as a new one. `GrantCredits`, `RefundCredits` and `CorrectEntry` may be
+    resent with the same idempotency key.
     """
 
     @_typing.overload
@@ -52,7 +53,8 @@ class LedgerServiceStub:
     - PERMISSION_DENIED / ACCOUNT_FOREIGN.
     """
     GrantCredits: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GrantCreditsRequest, _ledger_service_pb2.GrantCreditsResponse]
-    """Credits an account. Idempotent by (`account_id`, `idempotency_key`) for ever: a repeat returns the first grant.
+    """Credits an account. Idempotent by (`account_id`, `idempotency_key`) for ever: a repeat returns the first grant. A purchase is collected
+    through the payment provider first; its receipt is the entry's `reference`.
 
     Returns once auth-and-limits has the new balance, or after 2 s with `tier_pending`.
 
@@ -60,6 +62,48 @@ class LedgerServiceStub:
     - INVALID_ARGUMENT / REQUEST_INVALID: no key, amount out of range, unknown kind.
     - ALREADY_EXISTS / ALREADY_EXISTS: the key was used with another amount or kind.
     - UNAVAILABLE / STORE_UNAVAILABLE: resend with the same key.
+    """
+    RefundCredits: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.RefundCreditsRequest, _ledger_service_pb2.RefundCreditsResponse]
+    """Pays back what was purchased and is not spent: at most lifetime paid, and at most the balance without its promotional part. What running
+    calls hold is not spent yet. Idempotent like `GrantCredits`, in the same space of keys.
+
+    Errors:
+    - INVALID_ARGUMENT / REQUEST_INVALID: no key, amount out of range, or more than can be refunded.
+    - ALREADY_EXISTS / ALREADY_EXISTS: the key was used with another body.
+    - UNAVAILABLE / STORE_UNAVAILABLE: resend with the same key.
+    """
+    CorrectEntry: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.CorrectEntryRequest, _ledger_service_pb2.CorrectEntryResponse]
+    """Takes back (a part of) an entry that was wrong, with a new entry of the opposite direction that points at it. All corrections of an entry
+    together never exceed it. May take the balance below zero: a credit that should not have been may be spent. Idempotent like
+    `GrantCredits`, in the same space of keys.
+
+    Errors:
+    - INVALID_ARGUMENT / REQUEST_INVALID: no key, amount out of range, more than is left to correct, or an entry that cannot be corrected (a
+      correction, the end of a promotion).
+    - NOT_FOUND / NOT_FOUND: the account has no such entry.
+    - ALREADY_EXISTS / ALREADY_EXISTS: the key was used with another body.
+    - UNAVAILABLE / STORE_UNAVAILABLE: resend with the same key.
+    """
+    ListCredits: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ListCreditsRequest, _ledger_service_pb2.ListCreditsResponse]
+    """Lists an account's credits, newest first, with what is left of promotions. May be resent.
+
+    Errors:
+    - INVALID_ARGUMENT / REQUEST_INVALID: `page_token` is not one of ours, or of another filter.
+    - PERMISSION_DENIED / ACCOUNT_FOREIGN.
+    """
+    ListBalanceEvents: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ListBalanceEventsRequest, _ledger_service_pb2.ListBalanceEventsResponse]
+    """Lists the moments at which an account's balance fell below a threshold, newest first: one per crossing. May be resent.
+
+    Errors:
+    - INVALID_ARGUMENT / REQUEST_INVALID: `page_token` is not one of ours, or of another filter.
+    - PERMISSION_DENIED / ACCOUNT_FOREIGN.
+    """
+    GetStatement: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GetStatementRequest, _ledger_service_pb2.GetStatementResponse]
+    """The statement of a month (UTC): opening + all lines = closing, to the nano-dollar. May be resent.
+
+    Errors:
+    - INVALID_ARGUMENT / REQUEST_INVALID: `month` is not a month, or has not begun.
+    - PERMISSION_DENIED / ACCOUNT_FOREIGN.
     """
     CheckLedger: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.CheckLedgerRequest, _ledger_service_pb2.CheckLedgerResponse]
     """Recomputes what can be recomputed and lists every difference. Reads only.
@@ -72,8 +116,9 @@ class LedgerServiceStub:
 class LedgerServiceAsyncStub(LedgerServiceStub):
     """The money: balances, the transfers that they are sums of, and credits.
 
-    Callers: admin for everything; edge and team for `GetBalance` and `ListEntries` (a team for its own account only). When the service
-    cannot be reached, say so; never show an old balance as a new one. `GrantCredits` may be resent with the same idempotency key.
+    Callers: admin for everything; edge and team for what only reads, but for `CheckLedger` (a team for its own account only). When the
+    service cannot be reached, say so; never show an old balance as a new one. `GrantCredits`, `RefundCredits` and `CorrectEntry` may be
+    resent with the same idempotency key.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -92,7 +137,8 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     - PERMISSION_DENIED / ACCOUNT_FOREIGN.
     """
     GrantCredits: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GrantCreditsRequest, _ledger_service_pb2.GrantCreditsResponse]  # type: ignore[assignment]
-    """Credits an account. Idempotent by (`account_id`, `idempotency_key`) for ever: a repeat returns the first grant.
+    """Credits an account. Idempotent by (`account_id`, `idempotency_key`) for ever: a repeat returns the first grant. A purchase is collected
+    through the payment provider first; its receipt is the entry's `reference`.
 
     Returns once auth-and-limits has the new balance, or after 2 s with `tier_pending`.
 
@@ -100,6 +146,48 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     - INVALID_ARGUMENT / REQUEST_INVALID: no key, amount out of range, unknown kind.
     - ALREADY_EXISTS / ALREADY_EXISTS: the key was used with another amount or kind.
     - UNAVAILABLE / STORE_UNAVAILABLE: resend with the same key.
+    """
+    RefundCredits: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.RefundCreditsRequest, _ledger_service_pb2.RefundCreditsResponse]  # type: ignore[assignment]
+    """Pays back what was purchased and is not spent: at most lifetime paid, and at most the balance without its promotional part. What running
+    calls hold is not spent yet. Idempotent like `GrantCredits`, in the same space of keys.
+
+    Errors:
+    - INVALID_ARGUMENT / REQUEST_INVALID: no key, amount out of range, or more than can be refunded.
+    - ALREADY_EXISTS / ALREADY_EXISTS: the key was used with another body.
+    - UNAVAILABLE / STORE_UNAVAILABLE: resend with the same key.
+    """
+    CorrectEntry: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.CorrectEntryRequest, _ledger_service_pb2.CorrectEntryResponse]  # type: ignore[assignment]
+    """Takes back (a part of) an entry that was wrong, with a new entry of the opposite direction that points at it. All corrections of an entry
+    together never exceed it. May take the balance below zero: a credit that should not have been may be spent. Idempotent like
+    `GrantCredits`, in the same space of keys.
+
+    Errors:
+    - INVALID_ARGUMENT / REQUEST_INVALID: no key, amount out of range, more than is left to correct, or an entry that cannot be corrected (a
+      correction, the end of a promotion).
+    - NOT_FOUND / NOT_FOUND: the account has no such entry.
+    - ALREADY_EXISTS / ALREADY_EXISTS: the key was used with another body.
+    - UNAVAILABLE / STORE_UNAVAILABLE: resend with the same key.
+    """
+    ListCredits: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListCreditsRequest, _ledger_service_pb2.ListCreditsResponse]  # type: ignore[assignment]
+    """Lists an account's credits, newest first, with what is left of promotions. May be resent.
+
+    Errors:
+    - INVALID_ARGUMENT / REQUEST_INVALID: `page_token` is not one of ours, or of another filter.
+    - PERMISSION_DENIED / ACCOUNT_FOREIGN.
+    """
+    ListBalanceEvents: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListBalanceEventsRequest, _ledger_service_pb2.ListBalanceEventsResponse]  # type: ignore[assignment]
+    """Lists the moments at which an account's balance fell below a threshold, newest first: one per crossing. May be resent.
+
+    Errors:
+    - INVALID_ARGUMENT / REQUEST_INVALID: `page_token` is not one of ours, or of another filter.
+    - PERMISSION_DENIED / ACCOUNT_FOREIGN.
+    """
+    GetStatement: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetStatementRequest, _ledger_service_pb2.GetStatementResponse]  # type: ignore[assignment]
+    """The statement of a month (UTC): opening + all lines = closing, to the nano-dollar. May be resent.
+
+    Errors:
+    - INVALID_ARGUMENT / REQUEST_INVALID: `month` is not a month, or has not begun.
+    - PERMISSION_DENIED / ACCOUNT_FOREIGN.
     """
     CheckLedger: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.CheckLedgerRequest, _ledger_service_pb2.CheckLedgerResponse]  # type: ignore[assignment]
     """Recomputes what can be recomputed and lists every difference. Reads only.
@@ -111,8 +199,9 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
 class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     """The money: balances, the transfers that they are sums of, and credits.
 
-    Callers: admin for everything; edge and team for `GetBalance` and `ListEntries` (a team for its own account only). When the service
-    cannot be reached, say so; never show an old balance as a new one. `GrantCredits` may be resent with the same idempotency key.
+    Callers: admin for everything; edge and team for what only reads, but for `CheckLedger` (a team for its own account only). When the
+    service cannot be reached, say so; never show an old balance as a new one. `GrantCredits`, `RefundCredits` and `CorrectEntry` may be
+    resent with the same idempotency key.
     """
 
     @_abc_1.abstractmethod
@@ -147,7 +236,8 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.GrantCreditsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.GrantCreditsResponse, _abc.Awaitable[_ledger_service_pb2.GrantCreditsResponse]]:
-        """Credits an account. Idempotent by (`account_id`, `idempotency_key`) for ever: a repeat returns the first grant.
+        """Credits an account. Idempotent by (`account_id`, `idempotency_key`) for ever: a repeat returns the first grant. A purchase is collected
+        through the payment provider first; its receipt is the entry's `reference`.
 
         Returns once auth-and-limits has the new balance, or after 2 s with `tier_pending`.
 
@@ -155,6 +245,78 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT / REQUEST_INVALID: no key, amount out of range, unknown kind.
         - ALREADY_EXISTS / ALREADY_EXISTS: the key was used with another amount or kind.
         - UNAVAILABLE / STORE_UNAVAILABLE: resend with the same key.
+        """
+
+    @_abc_1.abstractmethod
+    def RefundCredits(
+        self,
+        request: _ledger_service_pb2.RefundCreditsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_service_pb2.RefundCreditsResponse, _abc.Awaitable[_ledger_service_pb2.RefundCreditsResponse]]:
+        """Pays back what was purchased and is not spent: at most lifetime paid, and at most the balance without its promotional part. What running
+        calls hold is not spent yet. Idempotent like `GrantCredits`, in the same space of keys.
+
+        Errors:
+        - INVALID_ARGUMENT / REQUEST_INVALID: no key, amount out of range, or more than can be refunded.
+        - ALREADY_EXISTS / ALREADY_EXISTS: the key was used with another body.
+        - UNAVAILABLE / STORE_UNAVAILABLE: resend with the same key.
+        """
+
+    @_abc_1.abstractmethod
+    def CorrectEntry(
+        self,
+        request: _ledger_service_pb2.CorrectEntryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_service_pb2.CorrectEntryResponse, _abc.Awaitable[_ledger_service_pb2.CorrectEntryResponse]]:
+        """Takes back (a part of) an entry that was wrong, with a new entry of the opposite direction that points at it. All corrections of an entry
+        together never exceed it. May take the balance below zero: a credit that should not have been may be spent. Idempotent like
+        `GrantCredits`, in the same space of keys.
+
+        Errors:
+        - INVALID_ARGUMENT / REQUEST_INVALID: no key, amount out of range, more than is left to correct, or an entry that cannot be corrected (a
+          correction, the end of a promotion).
+        - NOT_FOUND / NOT_FOUND: the account has no such entry.
+        - ALREADY_EXISTS / ALREADY_EXISTS: the key was used with another body.
+        - UNAVAILABLE / STORE_UNAVAILABLE: resend with the same key.
+        """
+
+    @_abc_1.abstractmethod
+    def ListCredits(
+        self,
+        request: _ledger_service_pb2.ListCreditsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_service_pb2.ListCreditsResponse, _abc.Awaitable[_ledger_service_pb2.ListCreditsResponse]]:
+        """Lists an account's credits, newest first, with what is left of promotions. May be resent.
+
+        Errors:
+        - INVALID_ARGUMENT / REQUEST_INVALID: `page_token` is not one of ours, or of another filter.
+        - PERMISSION_DENIED / ACCOUNT_FOREIGN.
+        """
+
+    @_abc_1.abstractmethod
+    def ListBalanceEvents(
+        self,
+        request: _ledger_service_pb2.ListBalanceEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_service_pb2.ListBalanceEventsResponse, _abc.Awaitable[_ledger_service_pb2.ListBalanceEventsResponse]]:
+        """Lists the moments at which an account's balance fell below a threshold, newest first: one per crossing. May be resent.
+
+        Errors:
+        - INVALID_ARGUMENT / REQUEST_INVALID: `page_token` is not one of ours, or of another filter.
+        - PERMISSION_DENIED / ACCOUNT_FOREIGN.
+        """
+
+    @_abc_1.abstractmethod
+    def GetStatement(
+        self,
+        request: _ledger_service_pb2.GetStatementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_service_pb2.GetStatementResponse, _abc.Awaitable[_ledger_service_pb2.GetStatementResponse]]:
+        """The statement of a month (UTC): opening + all lines = closing, to the nano-dollar. May be resent.
+
+        Errors:
+        - INVALID_ARGUMENT / REQUEST_INVALID: `month` is not a month, or has not begun.
+        - PERMISSION_DENIED / ACCOUNT_FOREIGN.
         """
 
     @_abc_1.abstractmethod

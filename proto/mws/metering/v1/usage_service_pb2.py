@@ -24,30 +24,45 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from mws.common.v1 import token_usage_pb2 as mws_dot_common_dot_v1_dot_token__usage__pb2
+from mws.metering.v1 import ledger_service_pb2 as mws_dot_metering_dot_v1_dot_ledger__service__pb2
 from mws.metering.v1 import metering_service_pb2 as mws_dot_metering_dot_v1_dot_metering__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#mws/metering/v1/usage_service.proto\x12\x0fmws.metering.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fmws/common/v1/token_usage.proto\x1a&mws/metering/v1/metering_service.proto\"\xb3\x01\n\x15SummarizeUsageRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12)\n\x05since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x08group_by\x18\x04 \x01(\x0e\x32\x1e.mws.metering.v1.UsageGrouping\"u\n\x16SummarizeUsageResponse\x12-\n\x06groups\x18\x01 \x03(\x0b\x32\x1d.mws.metering.v1.UsageSummary\x12,\n\x05total\x18\x02 \x01(\x0b\x32\x1d.mws.metering.v1.UsageSummary\"r\n\x0cUsageSummary\x12\r\n\x05group\x18\x01 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\x03\x12*\n\x07\x63harged\x18\x03 \x01(\x0b\x32\x19.mws.common.v1.TokenUsage\x12\x18\n\x10\x63harged_nano_usd\x18\x04 \x01(\x03\"^\n\x10ListUsageRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x04 \x01(\t\"[\n\x11ListUsageResponse\x12-\n\x07records\x18\x01 \x03(\x0b\x32\x1c.mws.metering.v1.UsageRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xcd\x01\n\x0bUsageRecord\x12*\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1b.mws.metering.v1.UsageEvent\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12*\n\x07\x63harged\x18\x03 \x01(\x0b\x32\x19.mws.common.v1.TokenUsage\x12\x18\n\x10\x63harged_nano_usd\x18\x04 \x01(\x03\x12\r\n\x05\x66lags\x18\x05 \x03(\t\x12/\n\x0brecorded_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xb8\x01\n\rUsageGrouping\x12\x1e\n\x1aUSAGE_GROUPING_UNSPECIFIED\x10\x00\x12\x1a\n\x16USAGE_GROUPING_PROFILE\x10\x01\x12\x16\n\x12USAGE_GROUPING_KEY\x10\x02\x12\x1e\n\x1aUSAGE_GROUPING_APPLICATION\x10\x03\x12\x16\n\x12USAGE_GROUPING_DAY\x10\x04\x12\x1b\n\x17USAGE_GROUPING_UPSTREAM\x10\x05\x32\xc5\x01\n\x0cUsageService\x12\x61\n\x0eSummarizeUsage\x12&.mws.metering.v1.SummarizeUsageRequest\x1a\'.mws.metering.v1.SummarizeUsageResponse\x12R\n\tListUsage\x12!.mws.metering.v1.ListUsageRequest\x1a\".mws.metering.v1.ListUsageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#mws/metering/v1/usage_service.proto\x12\x0fmws.metering.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fmws/common/v1/token_usage.proto\x1a$mws/metering/v1/ledger_service.proto\x1a&mws/metering/v1/metering_service.proto\"h\n\x0bUsageFilter\x12\x0f\n\x07key_ids\x18\x01 \x03(\t\x12\x14\n\x0c\x61pplications\x18\x02 \x03(\t\x12\x10\n\x08profiles\x18\x03 \x03(\t\x12\x11\n\tupstreams\x18\x04 \x03(\t\x12\r\n\x05rules\x18\x05 \x03(\t\"\xb9\x02\n\x15SummarizeUsageRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12)\n\x05since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x08group_by\x18\x04 \x01(\x0e\x32\x1e.mws.metering.v1.UsageGrouping\x12,\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x1c.mws.metering.v1.UsageFilter\x12/\n\x07then_by\x18\x06 \x01(\x0e\x32\x1e.mws.metering.v1.UsageGrouping\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\"\x8e\x01\n\x16SummarizeUsageResponse\x12-\n\x06groups\x18\x01 \x03(\x0b\x32\x1d.mws.metering.v1.UsageSummary\x12,\n\x05total\x18\x02 \x01(\x0b\x32\x1d.mws.metering.v1.UsageSummary\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"\x86\x01\n\x0cUsageSummary\x12\r\n\x05group\x18\x01 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\x03\x12*\n\x07\x63harged\x18\x03 \x01(\x0b\x32\x19.mws.common.v1.TokenUsage\x12\x18\n\x10\x63harged_nano_usd\x18\x04 \x01(\x03\x12\x12\n\nthen_group\x18\x05 \x01(\t\"\xe2\x01\n\x10ListUsageRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x04 \x01(\t\x12,\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x1c.mws.metering.v1.UsageFilter\x12)\n\x05since\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"[\n\x11ListUsageResponse\x12-\n\x07records\x18\x01 \x03(\x0b\x32\x1c.mws.metering.v1.UsageRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xcd\x01\n\x0bUsageRecord\x12*\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1b.mws.metering.v1.UsageEvent\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12*\n\x07\x63harged\x18\x03 \x01(\x0b\x32\x19.mws.common.v1.TokenUsage\x12\x18\n\x10\x63harged_nano_usd\x18\x04 \x01(\x03\x12\r\n\x05\x66lags\x18\x05 \x03(\t\x12/\n\x0brecorded_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"5\n\x0eGetCallRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\"\xa8\x01\n\x0fGetCallResponse\x12,\n\x06record\x18\x01 \x01(\x0b\x32\x1c.mws.metering.v1.UsageRecord\x12(\n\x05lines\x18\x02 \x03(\x0b\x32\x19.mws.metering.v1.CostLine\x12\'\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x16.mws.metering.v1.Entry\x12\x14\n\x0cnet_nano_usd\x18\x04 \x01(\x03\"e\n\x08\x43ostLine\x12\x13\n\x0btoken_class\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x03\x12\x1b\n\x13unit_price_nano_usd\x18\x03 \x01(\x03\x12\x15\n\rcost_nano_usd\x18\x04 \x01(\x03\"\xbd\x01\n\x12\x45xportUsageRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12)\n\x05since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x1d.mws.metering.v1.ExportFormat\x12\x0e\n\x06\x63ursor\x18\x05 \x01(\t\"\x91\x01\n\x13\x45xportUsageResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04rows\x18\x02 \x01(\x05\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\t\x12\x0f\n\x07records\x18\x04 \x01(\x05\x12\x1a\n\rtotal_records\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x0f\n\x07is_last\x18\x06 \x01(\x08\x42\x10\n\x0e_total_records*\xed\x01\n\rUsageGrouping\x12\x1e\n\x1aUSAGE_GROUPING_UNSPECIFIED\x10\x00\x12\x1a\n\x16USAGE_GROUPING_PROFILE\x10\x01\x12\x16\n\x12USAGE_GROUPING_KEY\x10\x02\x12\x1e\n\x1aUSAGE_GROUPING_APPLICATION\x10\x03\x12\x16\n\x12USAGE_GROUPING_DAY\x10\x04\x12\x1b\n\x17USAGE_GROUPING_UPSTREAM\x10\x05\x12\x1a\n\x16USAGE_GROUPING_ACCOUNT\x10\x06\x12\x17\n\x13USAGE_GROUPING_HOUR\x10\x07*]\n\x0c\x45xportFormat\x12\x1d\n\x19\x45XPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45XPORT_FORMAT_CSV\x10\x01\x12\x17\n\x13\x45XPORT_FORMAT_JSONL\x10\x02\x32\xef\x02\n\x0cUsageService\x12\x61\n\x0eSummarizeUsage\x12&.mws.metering.v1.SummarizeUsageRequest\x1a\'.mws.metering.v1.SummarizeUsageResponse\x12R\n\tListUsage\x12!.mws.metering.v1.ListUsageRequest\x1a\".mws.metering.v1.ListUsageResponse\x12L\n\x07GetCall\x12\x1f.mws.metering.v1.GetCallRequest\x1a .mws.metering.v1.GetCallResponse\x12Z\n\x0b\x45xportUsage\x12#.mws.metering.v1.ExportUsageRequest\x1a$.mws.metering.v1.ExportUsageResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mws.metering.v1.usage_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_USAGEGROUPING']._serialized_start=977
-  _globals['_USAGEGROUPING']._serialized_end=1161
-  _globals['_SUMMARIZEUSAGEREQUEST']._serialized_start=163
-  _globals['_SUMMARIZEUSAGEREQUEST']._serialized_end=342
-  _globals['_SUMMARIZEUSAGERESPONSE']._serialized_start=344
-  _globals['_SUMMARIZEUSAGERESPONSE']._serialized_end=461
-  _globals['_USAGESUMMARY']._serialized_start=463
-  _globals['_USAGESUMMARY']._serialized_end=577
-  _globals['_LISTUSAGEREQUEST']._serialized_start=579
-  _globals['_LISTUSAGEREQUEST']._serialized_end=673
-  _globals['_LISTUSAGERESPONSE']._serialized_start=675
-  _globals['_LISTUSAGERESPONSE']._serialized_end=766
-  _globals['_USAGERECORD']._serialized_start=769
-  _globals['_USAGERECORD']._serialized_end=974
-  _globals['_USAGESERVICE']._serialized_start=1164
-  _globals['_USAGESERVICE']._serialized_end=1361
+  _globals['_USAGEGROUPING']._serialized_start=2104
+  _globals['_USAGEGROUPING']._serialized_end=2341
+  _globals['_EXPORTFORMAT']._serialized_start=2343
+  _globals['_EXPORTFORMAT']._serialized_end=2436
+  _globals['_USAGEFILTER']._serialized_start=200
+  _globals['_USAGEFILTER']._serialized_end=304
+  _globals['_SUMMARIZEUSAGEREQUEST']._serialized_start=307
+  _globals['_SUMMARIZEUSAGEREQUEST']._serialized_end=620
+  _globals['_SUMMARIZEUSAGERESPONSE']._serialized_start=623
+  _globals['_SUMMARIZEUSAGERESPONSE']._serialized_end=765
+  _globals['_USAGESUMMARY']._serialized_start=768
+  _globals['_USAGESUMMARY']._serialized_end=902
+  _globals['_LISTUSAGEREQUEST']._serialized_start=905
+  _globals['_LISTUSAGEREQUEST']._serialized_end=1131
+  _globals['_LISTUSAGERESPONSE']._serialized_start=1133
+  _globals['_LISTUSAGERESPONSE']._serialized_end=1224
+  _globals['_USAGERECORD']._serialized_start=1227
+  _globals['_USAGERECORD']._serialized_end=1432
+  _globals['_GETCALLREQUEST']._serialized_start=1434
+  _globals['_GETCALLREQUEST']._serialized_end=1487
+  _globals['_GETCALLRESPONSE']._serialized_start=1490
+  _globals['_GETCALLRESPONSE']._serialized_end=1658
+  _globals['_COSTLINE']._serialized_start=1660
+  _globals['_COSTLINE']._serialized_end=1761
+  _globals['_EXPORTUSAGEREQUEST']._serialized_start=1764
+  _globals['_EXPORTUSAGEREQUEST']._serialized_end=1953
+  _globals['_EXPORTUSAGERESPONSE']._serialized_start=1956
+  _globals['_EXPORTUSAGERESPONSE']._serialized_end=2101
+  _globals['_USAGESERVICE']._serialized_start=2439
+  _globals['_USAGESERVICE']._serialized_end=2806
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from mws.common.v1 import token_usage_pb2 as _token_usage_pb2
+from mws.metering.v1 import ledger_service_pb2 as _ledger_service_pb2
 from mws.metering.v1 import metering_service_pb2 as _metering_service_pb2
 import builtins as _builtins
 import sys
@@ -40,6 +41,10 @@ class _UsageGroupingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageGr
     """By UTC day."""
     USAGE_GROUPING_UPSTREAM: _UsageGrouping.ValueType  # 5
     """By upstream."""
+    USAGE_GROUPING_ACCOUNT: _UsageGrouping.ValueType  # 6
+    """By account."""
+    USAGE_GROUPING_HOUR: _UsageGrouping.ValueType  # 7
+    """By UTC hour."""
 
 class UsageGrouping(_UsageGrouping, metaclass=_UsageGroupingEnumTypeWrapper):
     """How to group."""
@@ -56,7 +61,83 @@ USAGE_GROUPING_DAY: UsageGrouping.ValueType  # 4
 """By UTC day."""
 USAGE_GROUPING_UPSTREAM: UsageGrouping.ValueType  # 5
 """By upstream."""
+USAGE_GROUPING_ACCOUNT: UsageGrouping.ValueType  # 6
+"""By account."""
+USAGE_GROUPING_HOUR: UsageGrouping.ValueType  # 7
+"""By UTC hour."""
 Global___UsageGrouping: _TypeAlias = UsageGrouping  # noqa: Y015
+
+class _ExportFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExportFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExportFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXPORT_FORMAT_UNSPECIFIED: _ExportFormat.ValueType  # 0
+    """Not set: CSV."""
+    EXPORT_FORMAT_CSV: _ExportFormat.ValueType  # 1
+    """RFC 4180, UTF-8, a header line first, lines ended by LF."""
+    EXPORT_FORMAT_JSONL: _ExportFormat.ValueType  # 2
+    """One JSON object per line."""
+
+class ExportFormat(_ExportFormat, metaclass=_ExportFormatEnumTypeWrapper):
+    """The form of an export."""
+
+EXPORT_FORMAT_UNSPECIFIED: ExportFormat.ValueType  # 0
+"""Not set: CSV."""
+EXPORT_FORMAT_CSV: ExportFormat.ValueType  # 1
+"""RFC 4180, UTF-8, a header line first, lines ended by LF."""
+EXPORT_FORMAT_JSONL: ExportFormat.ValueType  # 2
+"""One JSON object per line."""
+Global___ExportFormat: _TypeAlias = ExportFormat  # noqa: Y015
+
+@_typing.final
+class UsageFilter(_message.Message):
+    """Which calls count. Every list that is not empty must have the call's value; `""` in a list matches calls without one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_IDS_FIELD_NUMBER: _builtins.int
+    APPLICATIONS_FIELD_NUMBER: _builtins.int
+    PROFILES_FIELD_NUMBER: _builtins.int
+    UPSTREAMS_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """API keys, by id."""
+
+    @_builtins.property
+    def applications(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Applications."""
+
+    @_builtins.property
+    def profiles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Profiles."""
+
+    @_builtins.property
+    def upstreams(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Upstreams."""
+
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Charge rules."""
+
+    def __init__(
+        self,
+        *,
+        key_ids: _abc.Iterable[_builtins.str] | None = ...,
+        applications: _abc.Iterable[_builtins.str] | None = ...,
+        profiles: _abc.Iterable[_builtins.str] | None = ...,
+        upstreams: _abc.Iterable[_builtins.str] | None = ...,
+        rules: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applications", b"applications", "key_ids", b"key_ids", "profiles", b"profiles", "rules", b"rules", "upstreams", b"upstreams"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageFilter: _TypeAlias = UsageFilter  # noqa: Y015
 
 @_typing.final
 class SummarizeUsageRequest(_message.Message):
@@ -68,10 +149,20 @@ class SummarizeUsageRequest(_message.Message):
     SINCE_FIELD_NUMBER: _builtins.int
     UNTIL_FIELD_NUMBER: _builtins.int
     GROUP_BY_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    THEN_BY_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
-    """Required; a team may leave it out."""
+    """Required for the edge; a team may leave it out. Empty, for an admin: all accounts."""
     group_by: Global___UsageGrouping.ValueType
     """How to group."""
+    then_by: Global___UsageGrouping.ValueType
+    """A second grouping within the first. Not set: none."""
+    page_size: _builtins.int
+    """Groups in a page: 1..1000; 0 means 1000."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before. Empty: the first page."""
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp:
         """First instant. Absent: 30 days before `until`."""
@@ -80,6 +171,10 @@ class SummarizeUsageRequest(_message.Message):
     def until(self) -> _timestamp_pb2.Timestamp:
         """First instant after the span. Absent: now."""
 
+    @_builtins.property
+    def filter(self) -> Global___UsageFilter:
+        """Which calls. Absent: all."""
+
     def __init__(
         self,
         *,
@@ -87,10 +182,14 @@ class SummarizeUsageRequest(_message.Message):
         since: _timestamp_pb2.Timestamp | None = ...,
         until: _timestamp_pb2.Timestamp | None = ...,
         group_by: Global___UsageGrouping.ValueType = ...,
+        filter: Global___UsageFilter | None = ...,
+        then_by: Global___UsageGrouping.ValueType = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "since", b"since", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "group_by", b"group_by", "since", b"since", "until", b"until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "filter", b"filter", "group_by", b"group_by", "page_size", b"page_size", "page_token", b"page_token", "since", b"since", "then_by", b"then_by", "until", b"until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -104,23 +203,27 @@ class SummarizeUsageResponse(_message.Message):
 
     GROUPS_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page. Empty: this was the last."""
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageSummary]:
-        """Ordered by cost, highest first; by day for USAGE_GROUPING_DAY."""
+        """Ordered by cost, highest first; by time if one of the groupings is the day or the hour."""
 
     @_builtins.property
     def total(self) -> Global___UsageSummary:
-        """Over all groups; `group` is empty."""
+        """Over all groups of all pages; `group` is empty."""
 
     def __init__(
         self,
         *,
         groups: _abc.Iterable[Global___UsageSummary] | None = ...,
         total: Global___UsageSummary | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "next_page_token", b"next_page_token", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -136,12 +239,15 @@ class UsageSummary(_message.Message):
     CALLS_FIELD_NUMBER: _builtins.int
     CHARGED_FIELD_NUMBER: _builtins.int
     CHARGED_NANO_USD_FIELD_NUMBER: _builtins.int
+    THEN_GROUP_FIELD_NUMBER: _builtins.int
     group: _builtins.str
-    """The profile, key id, application, upstream or day (`2026-11-22`)."""
+    """The profile, key id, application, upstream, account, day (`2026-11-22`) or hour (`2026-11-22T13`)."""
     calls: _builtins.int
     """Calls, those that cost nothing included."""
     charged_nano_usd: _builtins.int
     """What they cost."""
+    then_group: _builtins.str
+    """The value of the second grouping."""
     @_builtins.property
     def charged(self) -> _token_usage_pb2.TokenUsage:
         """Tokens that were charged."""
@@ -153,10 +259,11 @@ class UsageSummary(_message.Message):
         calls: _builtins.int = ...,
         charged: _token_usage_pb2.TokenUsage | None = ...,
         charged_nano_usd: _builtins.int = ...,
+        then_group: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["charged", b"charged"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "charged", b"charged", "charged_nano_usd", b"charged_nano_usd", "group", b"group"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "charged", b"charged", "charged_nano_usd", b"charged_nano_usd", "group", b"group", "then_group", b"then_group"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -172,6 +279,9 @@ class ListUsageRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     CALL_ID_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Required; a team may leave it out."""
     page_size: _builtins.int
@@ -180,6 +290,18 @@ class ListUsageRequest(_message.Message):
     """`next_page_token` of the page before. Empty: the first page."""
     call_id: _builtins.str
     """Only this call. Empty: all."""
+    @_builtins.property
+    def filter(self) -> Global___UsageFilter:
+        """Which calls. Absent: all."""
+
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """First instant of recording. Absent: any."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """First instant after. Absent: any."""
+
     def __init__(
         self,
         *,
@@ -187,10 +309,13 @@ class ListUsageRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         call_id: _builtins.str = ...,
+        filter: Global___UsageFilter | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "since", b"since", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "call_id", b"call_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "call_id", b"call_id", "filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "since", b"since", "until", b"until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -273,3 +398,189 @@ class UsageRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UsageRecord: _TypeAlias = UsageRecord  # noqa: Y015
+
+@_typing.final
+class GetCallRequest(_message.Message):
+    """Which call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    call_id: _builtins.str
+    """Required."""
+    account_id: _builtins.str
+    """Its account. Empty: the team's own; any, for an admin. Required for the edge."""
+    def __init__(
+        self,
+        *,
+        call_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "call_id", b"call_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCallRequest: _TypeAlias = GetCallRequest  # noqa: Y015
+
+@_typing.final
+class GetCallResponse(_message.Message):
+    """A call and its money."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    NET_NANO_USD_FIELD_NUMBER: _builtins.int
+    net_nano_usd: _builtins.int
+    """The charge less its corrections."""
+    @_builtins.property
+    def record(self) -> Global___UsageRecord:
+        """The call."""
+
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___CostLine]:
+        """What makes its cost, one line per class of tokens that was charged. They sum up to `record.charged_nano_usd`."""
+
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[_ledger_service_pb2.Entry]:
+        """Its entries: the charge (if it cost anything), then corrections of it."""
+
+    def __init__(
+        self,
+        *,
+        record: Global___UsageRecord | None = ...,
+        lines: _abc.Iterable[Global___CostLine] | None = ...,
+        entries: _abc.Iterable[_ledger_service_pb2.Entry] | None = ...,
+        net_nano_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "lines", b"lines", "net_nano_usd", b"net_nano_usd", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCallResponse: _TypeAlias = GetCallResponse  # noqa: Y015
+
+@_typing.final
+class CostLine(_message.Message):
+    """What one class of tokens cost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_CLASS_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    UNIT_PRICE_NANO_USD_FIELD_NUMBER: _builtins.int
+    COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    token_class: _builtins.str
+    """`input`, `output`, `cache_read`, `cache_write_5m`, `cache_write_1h` or `search_units`."""
+    quantity: _builtins.int
+    """How many, > 0."""
+    unit_price_nano_usd: _builtins.int
+    """The price of one."""
+    cost_nano_usd: _builtins.int
+    """quantity x price."""
+    def __init__(
+        self,
+        *,
+        token_class: _builtins.str = ...,
+        quantity: _builtins.int = ...,
+        unit_price_nano_usd: _builtins.int = ...,
+        cost_nano_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_nano_usd", b"cost_nano_usd", "quantity", b"quantity", "token_class", b"token_class", "unit_price_nano_usd", b"unit_price_nano_usd"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CostLine: _TypeAlias = CostLine  # noqa: Y015
+
+@_typing.final
+class ExportUsageRequest(_message.Message):
+    """What to export."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Required; a team may leave it out."""
+    format: Global___ExportFormat.ValueType
+    """The form."""
+    cursor: _builtins.str
+    """The last `cursor` that arrived. Empty: from the beginning. It stands for the span of the first request."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """First instant. Absent: 30 days before `until`."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """First instant after the span. Absent: now."""
+
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        format: Global___ExportFormat.ValueType = ...,
+        cursor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "cursor", b"cursor", "format", b"format", "since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportUsageRequest: _TypeAlias = ExportUsageRequest  # noqa: Y015
+
+@_typing.final
+class ExportUsageResponse(_message.Message):
+    """A piece of the export: whole lines."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    TOTAL_RECORDS_FIELD_NUMBER: _builtins.int
+    IS_LAST_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """UTF-8."""
+    rows: _builtins.int
+    """Rows in `data`, the header line not counted."""
+    cursor: _builtins.str
+    """Where to go on after this piece."""
+    records: _builtins.int
+    """Calls and other entries that this piece covers."""
+    total_records: _builtins.int
+    """Calls and other entries of the whole span as counted at the beginning. Set in the first response only."""
+    is_last: _builtins.bool
+    """Nothing follows."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        rows: _builtins.int = ...,
+        cursor: _builtins.str = ...,
+        records: _builtins.int = ...,
+        total_records: _builtins.int | None = ...,
+        is_last: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_total_records", b"_total_records", "total_records", b"total_records"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_total_records", b"_total_records", "cursor", b"cursor", "data", b"data", "is_last", b"is_last", "records", b"records", "rows", b"rows", "total_records", b"total_records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__total_records: _TypeAlias = _typing.Literal["total_records"]  # noqa: Y015
+    _WhichOneofArgType__total_records: _TypeAlias = _typing.Literal["_total_records", b"_total_records"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total_records) -> _WhichOneofReturnType__total_records | None: ...
+
+Global___ExportUsageResponse: _TypeAlias = ExportUsageResponse  # noqa: Y015

@@ -47,6 +47,16 @@ class UsageServiceStub:
                 request_serializer=mws_dot_metering_dot_v1_dot_usage__service__pb2.ListUsageRequest.SerializeToString,
                 response_deserializer=mws_dot_metering_dot_v1_dot_usage__service__pb2.ListUsageResponse.FromString,
                 _registered_method=True)
+        self.GetCall = channel.unary_unary(
+                '/mws.metering.v1.UsageService/GetCall',
+                request_serializer=mws_dot_metering_dot_v1_dot_usage__service__pb2.GetCallRequest.SerializeToString,
+                response_deserializer=mws_dot_metering_dot_v1_dot_usage__service__pb2.GetCallResponse.FromString,
+                _registered_method=True)
+        self.ExportUsage = channel.unary_stream(
+                '/mws.metering.v1.UsageService/ExportUsage',
+                request_serializer=mws_dot_metering_dot_v1_dot_usage__service__pb2.ExportUsageRequest.SerializeToString,
+                response_deserializer=mws_dot_metering_dot_v1_dot_usage__service__pb2.ExportUsageResponse.FromString,
+                _registered_method=True)
 
 
 class UsageServiceServicer:
@@ -56,10 +66,10 @@ class UsageServiceServicer:
     """
 
     def SummarizeUsage(self, request, context):
-        """Sums an account's usage over a time span, in groups.
+        """Sums usage over a time span, in groups. The sums of all groups together are the charges in the ledger, whatever the grouping.
 
         Errors:
-        - INVALID_ARGUMENT / REQUEST_INVALID: the span is empty or longer than 400 days.
+        - INVALID_ARGUMENT / REQUEST_INVALID: the span is empty or longer than 400 days; `page_token` is not one of ours, or of another request.
         - PERMISSION_DENIED / ACCOUNT_FOREIGN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -71,6 +81,30 @@ class UsageServiceServicer:
 
         Errors:
         - INVALID_ARGUMENT / REQUEST_INVALID: `page_token` is not one of ours, or of another filter.
+        - PERMISSION_DENIED / ACCOUNT_FOREIGN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCall(self, request, context):
+        """One call: what it used, what each class of tokens cost, and its entries in the ledger. May be resent.
+
+        Errors:
+        - INVALID_ARGUMENT / REQUEST_INVALID: `call_id` is empty.
+        - NOT_FOUND / NOT_FOUND: no such call, or (for a team) a call of somebody else.
+        - PERMISSION_DENIED / ACCOUNT_FOREIGN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportUsage(self, request, context):
+        """Streams an account's costs as CSV or JSON Lines with the columns of FOCUS 1.1 (`docs/billing.md`), oldest first. The data of all
+        responses, one after the other, is the file. After a break, ask again with the last `cursor`: the stream goes on behind it.
+
+        Errors:
+        - INVALID_ARGUMENT / REQUEST_INVALID: the span is empty or longer than 400 days, or `cursor` is not one of ours, or of another request.
         - PERMISSION_DENIED / ACCOUNT_FOREIGN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -89,6 +123,16 @@ def add_UsageServiceServicer_to_server(servicer, server):
                     servicer.ListUsage,
                     request_deserializer=mws_dot_metering_dot_v1_dot_usage__service__pb2.ListUsageRequest.FromString,
                     response_serializer=mws_dot_metering_dot_v1_dot_usage__service__pb2.ListUsageResponse.SerializeToString,
+            ),
+            'GetCall': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCall,
+                    request_deserializer=mws_dot_metering_dot_v1_dot_usage__service__pb2.GetCallRequest.FromString,
+                    response_serializer=mws_dot_metering_dot_v1_dot_usage__service__pb2.GetCallResponse.SerializeToString,
+            ),
+            'ExportUsage': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportUsage,
+                    request_deserializer=mws_dot_metering_dot_v1_dot_usage__service__pb2.ExportUsageRequest.FromString,
+                    response_serializer=mws_dot_metering_dot_v1_dot_usage__service__pb2.ExportUsageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -148,6 +192,60 @@ class UsageService:
             '/mws.metering.v1.UsageService/ListUsage',
             mws_dot_metering_dot_v1_dot_usage__service__pb2.ListUsageRequest.SerializeToString,
             mws_dot_metering_dot_v1_dot_usage__service__pb2.ListUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mws.metering.v1.UsageService/GetCall',
+            mws_dot_metering_dot_v1_dot_usage__service__pb2.GetCallRequest.SerializeToString,
+            mws_dot_metering_dot_v1_dot_usage__service__pb2.GetCallResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/mws.metering.v1.UsageService/ExportUsage',
+            mws_dot_metering_dot_v1_dot_usage__service__pb2.ExportUsageRequest.SerializeToString,
+            mws_dot_metering_dot_v1_dot_usage__service__pb2.ExportUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,10 +37,10 @@ class UsageServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> UsageServiceAsyncStub: ...
     SummarizeUsage: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.SummarizeUsageRequest, _usage_service_pb2.SummarizeUsageResponse]
-    """Sums an account's usage over a time span, in groups.
+    """Sums usage over a time span, in groups. The sums of all groups together are the charges in the ledger, whatever the grouping.
 
     Errors:
-    - INVALID_ARGUMENT / REQUEST_INVALID: the span is empty or longer than 400 days.
+    - INVALID_ARGUMENT / REQUEST_INVALID: the span is empty or longer than 400 days; `page_token` is not one of ours, or of another request.
     - PERMISSION_DENIED / ACCOUNT_FOREIGN.
     """
     ListUsage: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.ListUsageRequest, _usage_service_pb2.ListUsageResponse]
@@ -48,6 +48,22 @@ class UsageServiceStub:
 
     Errors:
     - INVALID_ARGUMENT / REQUEST_INVALID: `page_token` is not one of ours, or of another filter.
+    - PERMISSION_DENIED / ACCOUNT_FOREIGN.
+    """
+    GetCall: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.GetCallRequest, _usage_service_pb2.GetCallResponse]
+    """One call: what it used, what each class of tokens cost, and its entries in the ledger. May be resent.
+
+    Errors:
+    - INVALID_ARGUMENT / REQUEST_INVALID: `call_id` is empty.
+    - NOT_FOUND / NOT_FOUND: no such call, or (for a team) a call of somebody else.
+    - PERMISSION_DENIED / ACCOUNT_FOREIGN.
+    """
+    ExportUsage: _grpc.UnaryStreamMultiCallable[_usage_service_pb2.ExportUsageRequest, _usage_service_pb2.ExportUsageResponse]
+    """Streams an account's costs as CSV or JSON Lines with the columns of FOCUS 1.1 (`docs/billing.md`), oldest first. The data of all
+    responses, one after the other, is the file. After a break, ask again with the last `cursor`: the stream goes on behind it.
+
+    Errors:
+    - INVALID_ARGUMENT / REQUEST_INVALID: the span is empty or longer than 400 days, or `cursor` is not one of ours, or of another request.
     - PERMISSION_DENIED / ACCOUNT_FOREIGN.
     """
 
@@ -60,10 +76,10 @@ class UsageServiceAsyncStub(UsageServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SummarizeUsage: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.SummarizeUsageRequest, _usage_service_pb2.SummarizeUsageResponse]  # type: ignore[assignment]
-    """Sums an account's usage over a time span, in groups.
+    """Sums usage over a time span, in groups. The sums of all groups together are the charges in the ledger, whatever the grouping.
 
     Errors:
-    - INVALID_ARGUMENT / REQUEST_INVALID: the span is empty or longer than 400 days.
+    - INVALID_ARGUMENT / REQUEST_INVALID: the span is empty or longer than 400 days; `page_token` is not one of ours, or of another request.
     - PERMISSION_DENIED / ACCOUNT_FOREIGN.
     """
     ListUsage: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.ListUsageRequest, _usage_service_pb2.ListUsageResponse]  # type: ignore[assignment]
@@ -71,6 +87,22 @@ class UsageServiceAsyncStub(UsageServiceStub):
 
     Errors:
     - INVALID_ARGUMENT / REQUEST_INVALID: `page_token` is not one of ours, or of another filter.
+    - PERMISSION_DENIED / ACCOUNT_FOREIGN.
+    """
+    GetCall: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.GetCallRequest, _usage_service_pb2.GetCallResponse]  # type: ignore[assignment]
+    """One call: what it used, what each class of tokens cost, and its entries in the ledger. May be resent.
+
+    Errors:
+    - INVALID_ARGUMENT / REQUEST_INVALID: `call_id` is empty.
+    - NOT_FOUND / NOT_FOUND: no such call, or (for a team) a call of somebody else.
+    - PERMISSION_DENIED / ACCOUNT_FOREIGN.
+    """
+    ExportUsage: _aio.UnaryStreamMultiCallable[_usage_service_pb2.ExportUsageRequest, _usage_service_pb2.ExportUsageResponse]  # type: ignore[assignment]
+    """Streams an account's costs as CSV or JSON Lines with the columns of FOCUS 1.1 (`docs/billing.md`), oldest first. The data of all
+    responses, one after the other, is the file. After a break, ask again with the last `cursor`: the stream goes on behind it.
+
+    Errors:
+    - INVALID_ARGUMENT / REQUEST_INVALID: the span is empty or longer than 400 days, or `cursor` is not one of ours, or of another request.
     - PERMISSION_DENIED / ACCOUNT_FOREIGN.
     """
 
@@ -86,10 +118,10 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _usage_service_pb2.SummarizeUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_usage_service_pb2.SummarizeUsageResponse, _abc.Awaitable[_usage_service_pb2.SummarizeUsageResponse]]:
-        """Sums an account's usage over a time span, in groups.
+        """Sums usage over a time span, in groups. The sums of all groups together are the charges in the ledger, whatever the grouping.
 
         Errors:
-        - INVALID_ARGUMENT / REQUEST_INVALID: the span is empty or longer than 400 days.
+        - INVALID_ARGUMENT / REQUEST_INVALID: the span is empty or longer than 400 days; `page_token` is not one of ours, or of another request.
         - PERMISSION_DENIED / ACCOUNT_FOREIGN.
         """
 
@@ -103,6 +135,34 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT / REQUEST_INVALID: `page_token` is not one of ours, or of another filter.
+        - PERMISSION_DENIED / ACCOUNT_FOREIGN.
+        """
+
+    @_abc_1.abstractmethod
+    def GetCall(
+        self,
+        request: _usage_service_pb2.GetCallRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_usage_service_pb2.GetCallResponse, _abc.Awaitable[_usage_service_pb2.GetCallResponse]]:
+        """One call: what it used, what each class of tokens cost, and its entries in the ledger. May be resent.
+
+        Errors:
+        - INVALID_ARGUMENT / REQUEST_INVALID: `call_id` is empty.
+        - NOT_FOUND / NOT_FOUND: no such call, or (for a team) a call of somebody else.
+        - PERMISSION_DENIED / ACCOUNT_FOREIGN.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportUsage(
+        self,
+        request: _usage_service_pb2.ExportUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_usage_service_pb2.ExportUsageResponse], _abc.AsyncIterator[_usage_service_pb2.ExportUsageResponse]]:
+        """Streams an account's costs as CSV or JSON Lines with the columns of FOCUS 1.1 (`docs/billing.md`), oldest first. The data of all
+        responses, one after the other, is the file. After a break, ask again with the last `cursor`: the stream goes on behind it.
+
+        Errors:
+        - INVALID_ARGUMENT / REQUEST_INVALID: the span is empty or longer than 400 days, or `cursor` is not one of ours, or of another request.
         - PERMISSION_DENIED / ACCOUNT_FOREIGN.
         """
 
