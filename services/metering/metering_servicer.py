@@ -50,6 +50,12 @@ class MeteringServicer(MeteringServiceServicer):
         call_of(context).note(calls=len(call_ids), void=void)
         return pb.ResolveOutcomesResponse(outcomes=map(translate.call_outcome_to_pb, call_ids, outcomes))
 
+    async def ReadBalances(self, request: pb.ReadBalancesRequest, context: Any) -> pb.ReadBalancesResponse:
+        translate.check_batch("account_ids", len(request.account_ids))
+        customers = [await self._store.customer(account_id) for account_id in request.account_ids]
+        call_of(context).note(accounts=len(customers))
+        return pb.ReadBalancesResponse(balances=map(translate.balance_to_pb, customers))
+
     async def RegisterPriceBook(
         self, request: pb.RegisterPriceBookRequest, context: Any
     ) -> pb.RegisterPriceBookResponse:

@@ -53,6 +53,7 @@ ALLOWED: Mapping[str, frozenset[CallerClass]] = {
         _CATALOG + "RoutingService/SetUpstreamDrained": {_ADMIN},
         _MONEY + "MeteringService/RecordUsage": {_INFERENCE},
         _MONEY + "MeteringService/ResolveOutcomes": {_AUTH},
+        _MONEY + "MeteringService/ReadBalances": {_AUTH},
         _MONEY + "MeteringService/RegisterPriceBook": {_INFERENCE},
         _MONEY + "LedgerService/GetBalance": {_ADMIN, _EDGE, _TEAM},
         _MONEY + "LedgerService/ListEntries": {_ADMIN, _EDGE, _TEAM},

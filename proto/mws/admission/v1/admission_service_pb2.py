@@ -28,17 +28,17 @@ from mws.common.v1 import credential_pb2 as mws_dot_common_dot_v1_dot_credential
 from mws.common.v1 import limits_pb2 as mws_dot_common_dot_v1_dot_limits__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(mws/admission/v1/admission_service.proto\x12\x10mws.admission.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1emws/common/v1/credential.proto\x1a\x1amws/common/v1/limits.proto\"\xc0\x02\n\x0c\x41\x64mitRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0e\n\x06runner\x18\x03 \x01(\t\x12-\n\ncredential\x18\x04 \x01(\x0b\x32\x19.mws.common.v1.Credential\x12\x17\n\x0fonly_account_id\x18\x05 \x01(\t\x12.\n\toperation\x18\x06 \x01(\x0e\x32\x1b.mws.admission.v1.Operation\x12\x0f\n\x07profile\x18\x07 \x01(\t\x12\x17\n\x0f\x61mount_nano_usd\x18\x08 \x01(\x03\x12\x13\n\x0brate_tokens\x18\t \x01(\x03\x12\x1a\n\x12price_book_version\x18\n \x01(\t\x12\x17\n\x0fidempotency_key\x18\x0b \x01(\t\x12\x13\n\x0b\x62ody_sha256\x18\x0c \x01(\x0c\"\xa7\x02\n\rAdmitResponse\x12*\n\x08\x61\x64mitted\x18\x01 \x01(\x0b\x32\x16.mws.admission.v1.HoldH\x00\x12,\n\x07refused\x18\x02 \x01(\x0b\x32\x19.mws.admission.v1.RefusalH\x00\x12/\n\x06replay\x18\x03 \x01(\x0b\x32\x1d.mws.admission.v1.EarlierCallH\x00\x12-\n\x04wait\x18\x04 \x01(\x0b\x32\x1d.mws.admission.v1.EarlierCallH\x00\x12-\n\x06limits\x18\x05 \x01(\x0b\x32\x1d.mws.common.v1.LimitsSnapshot\x12\x12\n\naccount_id\x18\x06 \x01(\t\x12\x0e\n\x06key_id\x18\x07 \x01(\tB\t\n\x07outcome\"\x82\x02\n\x04Hold\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0e\n\x06runner\x18\x03 \x01(\t\x12\x12\n\naccount_id\x18\x04 \x01(\t\x12\x0e\n\x06key_id\x18\x05 \x01(\t\x12*\n\x05state\x18\x06 \x01(\x0e\x32\x1b.mws.admission.v1.HoldState\x12\x17\n\x0f\x61mount_nano_usd\x18\x07 \x01(\x03\x12\x13\n\x0brate_tokens\x18\x08 \x01(\x03\x12\x1a\n\x12price_book_version\x18\t \x01(\t\x12/\n\x0blease_until\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe8\x02\n\x07Refusal\x12\x30\n\x06reason\x18\x01 \x01(\x0e\x32 .mws.admission.v1.Refusal.Reason\x12+\n\x08retry_in\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1f\n\x12\x61vailable_nano_usd\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x07\x63\x65iling\x18\x04 \x01(\x03H\x01\x88\x01\x01\"\xa3\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0fREASON_REQUESTS\x10\x01\x12\x11\n\rREASON_TOKENS\x10\x02\x12\x16\n\x12REASON_CONCURRENCY\x10\x03\x12\x17\n\x13REASON_KEY_REQUESTS\x10\x04\x12\x15\n\x11REASON_KEY_TOKENS\x10\x05\x12\x11\n\rREASON_CREDIT\x10\x06\x42\x15\n\x13_available_nano_usdB\n\n\x08_ceiling\"\x1e\n\x0b\x45\x61rlierCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\"I\n\rExtendRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x17\n\x0f\x61mount_nano_usd\x18\x03 \x01(\x03\"u\n\x0e\x45xtendResponse\x12*\n\x08\x65xtended\x18\x01 \x01(\x0b\x32\x16.mws.admission.v1.HoldH\x00\x12,\n\x07refused\x18\x02 \x01(\x0b\x32\x19.mws.admission.v1.RefusalH\x00\x42\t\n\x07outcome\"E\n\x0cRenewRequest\x12\x0e\n\x06runner\x18\x01 \x01(\t\x12%\n\x05holds\x18\x02 \x03(\x0b\x32\x16.mws.admission.v1.Hold\"&\n\rRenewResponse\x12\x15\n\rgone_call_ids\x18\x01 \x03(\t\">\n\rFinishRequest\x12-\n\x05holds\x18\x01 \x03(\x0b\x32\x1e.mws.admission.v1.FinishedHold\"\x87\x01\n\x0c\x46inishedHold\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x1a\n\rcost_nano_usd\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0bused_tokens\x18\x04 \x01(\x03H\x01\x88\x01\x01\x42\x10\n\x0e_cost_nano_usdB\x0e\n\x0c_used_tokens\"\x10\n\x0e\x46inishResponse\".\n\x0bVoidRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\"\x0e\n\x0cVoidResponse\"A\n\x10GetLimitsRequest\x12-\n\ncredential\x18\x01 \x01(\x0b\x32\x19.mws.common.v1.Credential\"f\n\x11GetLimitsResponse\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12-\n\x06limits\x18\x03 \x01(\x0b\x32\x1d.mws.common.v1.LimitsSnapshot\"I\n\x15\x42\x61lanceChangedRequest\x12\x30\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x1f.mws.admission.v1.BalanceChange\"\x83\x01\n\rBalanceChange\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x03\x12\x18\n\x10\x62\x61lance_nano_usd\x18\x03 \x01(\x03\x12\x1e\n\x16lifetime_paid_nano_usd\x18\x04 \x01(\x03\x12\x17\n\x0f\x63losed_call_ids\x18\x05 \x03(\t\"\x18\n\x16\x42\x61lanceChangedResponse\"&\n\x13\x41waitOutcomeRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\"<\n\x14\x41waitOutcomeResponse\x12$\n\x04hold\x18\x01 \x01(\x0b\x32\x16.mws.admission.v1.Hold*i\n\tOperation\x12\x19\n\x15OPERATION_UNSPECIFIED\x10\x00\x12\x16\n\x12OPERATION_GENERATE\x10\x01\x12\x13\n\x0fOPERATION_EMBED\x10\x02\x12\x14\n\x10OPERATION_RERANK\x10\x03*l\n\tHoldState\x12\x1a\n\x16HOLD_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fHOLD_STATE_OPEN\x10\x01\x12\x17\n\x13HOLD_STATE_FINISHED\x10\x02\x12\x15\n\x11HOLD_STATE_CLOSED\x10\x03\x32\xa1\x05\n\x10\x41\x64missionService\x12H\n\x05\x41\x64mit\x12\x1e.mws.admission.v1.AdmitRequest\x1a\x1f.mws.admission.v1.AdmitResponse\x12K\n\x06\x45xtend\x12\x1f.mws.admission.v1.ExtendRequest\x1a .mws.admission.v1.ExtendResponse\x12H\n\x05Renew\x12\x1e.mws.admission.v1.RenewRequest\x1a\x1f.mws.admission.v1.RenewResponse\x12K\n\x06\x46inish\x12\x1f.mws.admission.v1.FinishRequest\x1a .mws.admission.v1.FinishResponse\x12\x45\n\x04Void\x12\x1d.mws.admission.v1.VoidRequest\x1a\x1e.mws.admission.v1.VoidResponse\x12T\n\tGetLimits\x12\".mws.admission.v1.GetLimitsRequest\x1a#.mws.admission.v1.GetLimitsResponse\x12\x63\n\x0e\x42\x61lanceChanged\x12\'.mws.admission.v1.BalanceChangedRequest\x1a(.mws.admission.v1.BalanceChangedResponse\x12]\n\x0c\x41waitOutcome\x12%.mws.admission.v1.AwaitOutcomeRequest\x1a&.mws.admission.v1.AwaitOutcomeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(mws/admission/v1/admission_service.proto\x12\x10mws.admission.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1emws/common/v1/credential.proto\x1a\x1amws/common/v1/limits.proto\"\xc0\x02\n\x0c\x41\x64mitRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0e\n\x06runner\x18\x03 \x01(\t\x12-\n\ncredential\x18\x04 \x01(\x0b\x32\x19.mws.common.v1.Credential\x12\x17\n\x0fonly_account_id\x18\x05 \x01(\t\x12.\n\toperation\x18\x06 \x01(\x0e\x32\x1b.mws.admission.v1.Operation\x12\x0f\n\x07profile\x18\x07 \x01(\t\x12\x17\n\x0f\x61mount_nano_usd\x18\x08 \x01(\x03\x12\x13\n\x0brate_tokens\x18\t \x01(\x03\x12\x1a\n\x12price_book_version\x18\n \x01(\t\x12\x17\n\x0fidempotency_key\x18\x0b \x01(\t\x12\x13\n\x0b\x62ody_sha256\x18\x0c \x01(\x0c\"\xa7\x02\n\rAdmitResponse\x12*\n\x08\x61\x64mitted\x18\x01 \x01(\x0b\x32\x16.mws.admission.v1.HoldH\x00\x12,\n\x07refused\x18\x02 \x01(\x0b\x32\x19.mws.admission.v1.RefusalH\x00\x12/\n\x06replay\x18\x03 \x01(\x0b\x32\x1d.mws.admission.v1.EarlierCallH\x00\x12-\n\x04wait\x18\x04 \x01(\x0b\x32\x1d.mws.admission.v1.EarlierCallH\x00\x12-\n\x06limits\x18\x05 \x01(\x0b\x32\x1d.mws.common.v1.LimitsSnapshot\x12\x12\n\naccount_id\x18\x06 \x01(\t\x12\x0e\n\x06key_id\x18\x07 \x01(\tB\t\n\x07outcome\"\x82\x02\n\x04Hold\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0e\n\x06runner\x18\x03 \x01(\t\x12\x12\n\naccount_id\x18\x04 \x01(\t\x12\x0e\n\x06key_id\x18\x05 \x01(\t\x12*\n\x05state\x18\x06 \x01(\x0e\x32\x1b.mws.admission.v1.HoldState\x12\x17\n\x0f\x61mount_nano_usd\x18\x07 \x01(\x03\x12\x13\n\x0brate_tokens\x18\x08 \x01(\x03\x12\x1a\n\x12price_book_version\x18\t \x01(\t\x12/\n\x0blease_until\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe8\x02\n\x07Refusal\x12\x30\n\x06reason\x18\x01 \x01(\x0e\x32 .mws.admission.v1.Refusal.Reason\x12+\n\x08retry_in\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1f\n\x12\x61vailable_nano_usd\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x07\x63\x65iling\x18\x04 \x01(\x03H\x01\x88\x01\x01\"\xa3\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0fREASON_REQUESTS\x10\x01\x12\x11\n\rREASON_TOKENS\x10\x02\x12\x16\n\x12REASON_CONCURRENCY\x10\x03\x12\x17\n\x13REASON_KEY_REQUESTS\x10\x04\x12\x15\n\x11REASON_KEY_TOKENS\x10\x05\x12\x11\n\rREASON_CREDIT\x10\x06\x42\x15\n\x13_available_nano_usdB\n\n\x08_ceiling\"\x1e\n\x0b\x45\x61rlierCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\"]\n\rExtendRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x17\n\x0f\x61mount_nano_usd\x18\x03 \x01(\x03\x12\x12\n\naccount_id\x18\x04 \x01(\t\"u\n\x0e\x45xtendResponse\x12*\n\x08\x65xtended\x18\x01 \x01(\x0b\x32\x16.mws.admission.v1.HoldH\x00\x12,\n\x07refused\x18\x02 \x01(\x0b\x32\x19.mws.admission.v1.RefusalH\x00\x42\t\n\x07outcome\"E\n\x0cRenewRequest\x12\x0e\n\x06runner\x18\x01 \x01(\t\x12%\n\x05holds\x18\x02 \x03(\x0b\x32\x16.mws.admission.v1.Hold\"&\n\rRenewResponse\x12\x15\n\rgone_call_ids\x18\x01 \x03(\t\">\n\rFinishRequest\x12-\n\x05holds\x18\x01 \x03(\x0b\x32\x1e.mws.admission.v1.FinishedHold\"\x9b\x01\n\x0c\x46inishedHold\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x1a\n\rcost_nano_usd\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0bused_tokens\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12\x12\n\naccount_id\x18\x05 \x01(\tB\x10\n\x0e_cost_nano_usdB\x0e\n\x0c_used_tokens\"\x10\n\x0e\x46inishResponse\"q\n\x0bVoidRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\naccount_id\x18\x03 \x01(\t\x12-\n\ncredential\x18\x04 \x01(\x0b\x32\x19.mws.common.v1.Credential\"\x0e\n\x0cVoidResponse\"A\n\x10GetLimitsRequest\x12-\n\ncredential\x18\x01 \x01(\x0b\x32\x19.mws.common.v1.Credential\"f\n\x11GetLimitsResponse\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12-\n\x06limits\x18\x03 \x01(\x0b\x32\x1d.mws.common.v1.LimitsSnapshot\"I\n\x15\x42\x61lanceChangedRequest\x12\x30\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x1f.mws.admission.v1.BalanceChange\"\x83\x01\n\rBalanceChange\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x03\x12\x18\n\x10\x62\x61lance_nano_usd\x18\x03 \x01(\x03\x12\x1e\n\x16lifetime_paid_nano_usd\x18\x04 \x01(\x03\x12\x17\n\x0f\x63losed_call_ids\x18\x05 \x03(\t\"\x18\n\x16\x42\x61lanceChangedResponse\":\n\x13\x41waitOutcomeRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\"<\n\x14\x41waitOutcomeResponse\x12$\n\x04hold\x18\x01 \x01(\x0b\x32\x16.mws.admission.v1.Hold*i\n\tOperation\x12\x19\n\x15OPERATION_UNSPECIFIED\x10\x00\x12\x16\n\x12OPERATION_GENERATE\x10\x01\x12\x13\n\x0fOPERATION_EMBED\x10\x02\x12\x14\n\x10OPERATION_RERANK\x10\x03*l\n\tHoldState\x12\x1a\n\x16HOLD_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fHOLD_STATE_OPEN\x10\x01\x12\x17\n\x13HOLD_STATE_FINISHED\x10\x02\x12\x15\n\x11HOLD_STATE_CLOSED\x10\x03\x32\xa1\x05\n\x10\x41\x64missionService\x12H\n\x05\x41\x64mit\x12\x1e.mws.admission.v1.AdmitRequest\x1a\x1f.mws.admission.v1.AdmitResponse\x12K\n\x06\x45xtend\x12\x1f.mws.admission.v1.ExtendRequest\x1a .mws.admission.v1.ExtendResponse\x12H\n\x05Renew\x12\x1e.mws.admission.v1.RenewRequest\x1a\x1f.mws.admission.v1.RenewResponse\x12K\n\x06\x46inish\x12\x1f.mws.admission.v1.FinishRequest\x1a .mws.admission.v1.FinishResponse\x12\x45\n\x04Void\x12\x1d.mws.admission.v1.VoidRequest\x1a\x1e.mws.admission.v1.VoidResponse\x12T\n\tGetLimits\x12\".mws.admission.v1.GetLimitsRequest\x1a#.mws.admission.v1.GetLimitsResponse\x12\x63\n\x0e\x42\x61lanceChanged\x12\'.mws.admission.v1.BalanceChangedRequest\x1a(.mws.admission.v1.BalanceChangedResponse\x12]\n\x0c\x41waitOutcome\x12%.mws.admission.v1.AwaitOutcomeRequest\x1a&.mws.admission.v1.AwaitOutcomeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mws.admission.v1.admission_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPERATION']._serialized_start=2561
-  _globals['_OPERATION']._serialized_end=2666
-  _globals['_HOLDSTATE']._serialized_start=2668
-  _globals['_HOLDSTATE']._serialized_end=2776
+  _globals['_OPERATION']._serialized_start=2688
+  _globals['_OPERATION']._serialized_end=2793
+  _globals['_HOLDSTATE']._serialized_start=2795
+  _globals['_HOLDSTATE']._serialized_end=2903
   _globals['_ADMITREQUEST']._serialized_start=188
   _globals['_ADMITREQUEST']._serialized_end=508
   _globals['_ADMITRESPONSE']._serialized_start=511
@@ -52,37 +52,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EARLIERCALL']._serialized_start=1432
   _globals['_EARLIERCALL']._serialized_end=1462
   _globals['_EXTENDREQUEST']._serialized_start=1464
-  _globals['_EXTENDREQUEST']._serialized_end=1537
-  _globals['_EXTENDRESPONSE']._serialized_start=1539
-  _globals['_EXTENDRESPONSE']._serialized_end=1656
-  _globals['_RENEWREQUEST']._serialized_start=1658
-  _globals['_RENEWREQUEST']._serialized_end=1727
-  _globals['_RENEWRESPONSE']._serialized_start=1729
-  _globals['_RENEWRESPONSE']._serialized_end=1767
-  _globals['_FINISHREQUEST']._serialized_start=1769
-  _globals['_FINISHREQUEST']._serialized_end=1831
-  _globals['_FINISHEDHOLD']._serialized_start=1834
-  _globals['_FINISHEDHOLD']._serialized_end=1969
-  _globals['_FINISHRESPONSE']._serialized_start=1971
-  _globals['_FINISHRESPONSE']._serialized_end=1987
-  _globals['_VOIDREQUEST']._serialized_start=1989
-  _globals['_VOIDREQUEST']._serialized_end=2035
-  _globals['_VOIDRESPONSE']._serialized_start=2037
-  _globals['_VOIDRESPONSE']._serialized_end=2051
-  _globals['_GETLIMITSREQUEST']._serialized_start=2053
-  _globals['_GETLIMITSREQUEST']._serialized_end=2118
-  _globals['_GETLIMITSRESPONSE']._serialized_start=2120
-  _globals['_GETLIMITSRESPONSE']._serialized_end=2222
-  _globals['_BALANCECHANGEDREQUEST']._serialized_start=2224
-  _globals['_BALANCECHANGEDREQUEST']._serialized_end=2297
-  _globals['_BALANCECHANGE']._serialized_start=2300
-  _globals['_BALANCECHANGE']._serialized_end=2431
-  _globals['_BALANCECHANGEDRESPONSE']._serialized_start=2433
-  _globals['_BALANCECHANGEDRESPONSE']._serialized_end=2457
-  _globals['_AWAITOUTCOMEREQUEST']._serialized_start=2459
-  _globals['_AWAITOUTCOMEREQUEST']._serialized_end=2497
-  _globals['_AWAITOUTCOMERESPONSE']._serialized_start=2499
-  _globals['_AWAITOUTCOMERESPONSE']._serialized_end=2559
-  _globals['_ADMISSIONSERVICE']._serialized_start=2779
-  _globals['_ADMISSIONSERVICE']._serialized_end=3452
+  _globals['_EXTENDREQUEST']._serialized_end=1557
+  _globals['_EXTENDRESPONSE']._serialized_start=1559
+  _globals['_EXTENDRESPONSE']._serialized_end=1676
+  _globals['_RENEWREQUEST']._serialized_start=1678
+  _globals['_RENEWREQUEST']._serialized_end=1747
+  _globals['_RENEWRESPONSE']._serialized_start=1749
+  _globals['_RENEWRESPONSE']._serialized_end=1787
+  _globals['_FINISHREQUEST']._serialized_start=1789
+  _globals['_FINISHREQUEST']._serialized_end=1851
+  _globals['_FINISHEDHOLD']._serialized_start=1854
+  _globals['_FINISHEDHOLD']._serialized_end=2009
+  _globals['_FINISHRESPONSE']._serialized_start=2011
+  _globals['_FINISHRESPONSE']._serialized_end=2027
+  _globals['_VOIDREQUEST']._serialized_start=2029
+  _globals['_VOIDREQUEST']._serialized_end=2142
+  _globals['_VOIDRESPONSE']._serialized_start=2144
+  _globals['_VOIDRESPONSE']._serialized_end=2158
+  _globals['_GETLIMITSREQUEST']._serialized_start=2160
+  _globals['_GETLIMITSREQUEST']._serialized_end=2225
+  _globals['_GETLIMITSRESPONSE']._serialized_start=2227
+  _globals['_GETLIMITSRESPONSE']._serialized_end=2329
+  _globals['_BALANCECHANGEDREQUEST']._serialized_start=2331
+  _globals['_BALANCECHANGEDREQUEST']._serialized_end=2404
+  _globals['_BALANCECHANGE']._serialized_start=2407
+  _globals['_BALANCECHANGE']._serialized_end=2538
+  _globals['_BALANCECHANGEDRESPONSE']._serialized_start=2540
+  _globals['_BALANCECHANGEDRESPONSE']._serialized_end=2564
+  _globals['_AWAITOUTCOMEREQUEST']._serialized_start=2566
+  _globals['_AWAITOUTCOMEREQUEST']._serialized_end=2624
+  _globals['_AWAITOUTCOMERESPONSE']._serialized_start=2626
+  _globals['_AWAITOUTCOMERESPONSE']._serialized_end=2686
+  _globals['_ADMISSIONSERVICE']._serialized_start=2906
+  _globals['_ADMISSIONSERVICE']._serialized_end=3579
 # @@protoc_insertion_point(module_scope)

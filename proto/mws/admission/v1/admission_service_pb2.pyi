@@ -378,22 +378,26 @@ class ExtendRequest(_message.Message):
     CALL_ID_FIELD_NUMBER: _builtins.int
     RUN_ID_FIELD_NUMBER: _builtins.int
     AMOUNT_NANO_USD_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     """Required."""
     run_id: _builtins.str
     """Required."""
     amount_nano_usd: _builtins.int
     """The new amount in all, >= the amount held."""
+    account_id: _builtins.str
+    """Required by a shared hold store: the account of the hold, under which it is kept."""
     def __init__(
         self,
         *,
         call_id: _builtins.str = ...,
         run_id: _builtins.str = ...,
         amount_nano_usd: _builtins.int = ...,
+        account_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nano_usd", b"amount_nano_usd", "call_id", b"call_id", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_nano_usd", b"amount_nano_usd", "call_id", b"call_id", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -517,6 +521,7 @@ class FinishedHold(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     COST_NANO_USD_FIELD_NUMBER: _builtins.int
     USED_TOKENS_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     """Required."""
     run_id: _builtins.str
@@ -525,6 +530,8 @@ class FinishedHold(_message.Message):
     """What was charged, >= 0: the hold shrinks (or grows) to it. Absent: not priced yet, the amount stays."""
     used_tokens: _builtins.int
     """Tokens that were really used, >= 0: the difference goes back to the minute, or is taken from it. Absent: unknown, no correction."""
+    account_id: _builtins.str
+    """Required by a shared hold store: the account of the hold, under which it is kept."""
     def __init__(
         self,
         *,
@@ -532,10 +539,11 @@ class FinishedHold(_message.Message):
         run_id: _builtins.str = ...,
         cost_nano_usd: _builtins.int | None = ...,
         used_tokens: _builtins.int | None = ...,
+        account_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_nano_usd", b"_cost_nano_usd", "_used_tokens", b"_used_tokens", "cost_nano_usd", b"cost_nano_usd", "used_tokens", b"used_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_nano_usd", b"_cost_nano_usd", "_used_tokens", b"_used_tokens", "call_id", b"call_id", "cost_nano_usd", b"cost_nano_usd", "run_id", b"run_id", "used_tokens", b"used_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_nano_usd", b"_cost_nano_usd", "_used_tokens", b"_used_tokens", "account_id", b"account_id", "call_id", b"call_id", "cost_nano_usd", b"cost_nano_usd", "run_id", b"run_id", "used_tokens", b"used_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cost_nano_usd: _TypeAlias = _typing.Literal["cost_nano_usd"]  # noqa: Y015
     _WhichOneofArgType__cost_nano_usd: _TypeAlias = _typing.Literal["_cost_nano_usd", b"_cost_nano_usd"]  # noqa: Y015
@@ -573,19 +581,29 @@ class VoidRequest(_message.Message):
 
     CALL_ID_FIELD_NUMBER: _builtins.int
     RUN_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    CREDENTIAL_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     """Required."""
     run_id: _builtins.str
     """Required."""
+    account_id: _builtins.str
+    """Required by a shared hold store, unless `credential` is set: the account of the hold, under which it is kept."""
+    @_builtins.property
+    def credential(self) -> _credential_pb2.Credential:
+        """Instead of `account_id`, for a runner that never heard the answer of its Admit: who was to pay, as in that Admit."""
+
     def __init__(
         self,
         *,
         call_id: _builtins.str = ...,
         run_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        credential: _credential_pb2.Credential | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credential", b"credential"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "call_id", b"call_id", "credential", b"credential", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -752,16 +770,20 @@ class AwaitOutcomeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CALL_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     """Required."""
+    account_id: _builtins.str
+    """Required by a shared hold store, but for a team: the account of the hold, under which it is kept."""
     def __init__(
         self,
         *,
         call_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "call_id", b"call_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

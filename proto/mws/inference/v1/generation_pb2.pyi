@@ -608,22 +608,26 @@ class OpaqueBlock(_message.Message):
     DIALECT_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
     JSON_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
     dialect: Global___Dialect.ValueType
     """Required. The dialect that `json` is written in."""
     type: _builtins.str
     """The block's `type`."""
     json: _builtins.str
-    """Required. The whole block as received: one JSON object. Dropped for an upstream of another dialect."""
+    """Required. The whole block as received: one JSON object. Dropped for an upstream of another dialect, but for `text`."""
+    text: _builtins.str
+    """What the block says, for an upstream of another dialect. Empty: nothing that can be said there."""
     def __init__(
         self,
         *,
         dialect: Global___Dialect.ValueType = ...,
         type: _builtins.str = ...,
         json: _builtins.str = ...,
+        text: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dialect", b"dialect", "json", b"json", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dialect", b"dialect", "json", b"json", "text", b"text", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -771,6 +775,8 @@ class Reasoning(_message.Message):
     BUDGET_TOKENS_FIELD_NUMBER: _builtins.int
     EFFORT_FIELD_NUMBER: _builtins.int
     OMIT_TEXT_FIELD_NUMBER: _builtins.int
+    SUMMARIZE_TEXT_FIELD_NUMBER: _builtins.int
+    ONLY_BETWEEN_TOOLS_FIELD_NUMBER: _builtins.int
     mode: Global___Reasoning.Mode.ValueType
     """Whether to reason."""
     budget_tokens: _builtins.int
@@ -779,6 +785,10 @@ class Reasoning(_message.Message):
     """`none`, `minimal`, `low`, `medium`, `high`, `xhigh` or `max`. Empty: not stated."""
     omit_text: _builtins.bool
     """The caller does not want to see the reasoning text."""
+    summarize_text: _builtins.bool
+    """The caller wants to see the reasoning as a summary, whatever the upstream does by default."""
+    only_between_tools: _builtins.bool
+    """Reason after the results of tools only (Anthropic `between_tools`). With MODE_ENABLED."""
     def __init__(
         self,
         *,
@@ -786,10 +796,12 @@ class Reasoning(_message.Message):
         budget_tokens: _builtins.int | None = ...,
         effort: _builtins.str = ...,
         omit_text: _builtins.bool = ...,
+        summarize_text: _builtins.bool = ...,
+        only_between_tools: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_budget_tokens", b"_budget_tokens", "budget_tokens", b"budget_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget_tokens", b"_budget_tokens", "budget_tokens", b"budget_tokens", "effort", b"effort", "mode", b"mode", "omit_text", b"omit_text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget_tokens", b"_budget_tokens", "budget_tokens", b"budget_tokens", "effort", b"effort", "mode", b"mode", "omit_text", b"omit_text", "only_between_tools", b"only_between_tools", "summarize_text", b"summarize_text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__budget_tokens: _TypeAlias = _typing.Literal["budget_tokens"]  # noqa: Y015
     _WhichOneofArgType__budget_tokens: _TypeAlias = _typing.Literal["_budget_tokens", b"_budget_tokens"]  # noqa: Y015
@@ -1173,6 +1185,7 @@ class Finished(_message.Message):
     USAGE_ESTIMATED_FIELD_NUMBER: _builtins.int
     CHARGED_NANO_USD_FIELD_NUMBER: _builtins.int
     BALANCE_CUT_FIELD_NUMBER: _builtins.int
+    STOP_DETAILS_JSON_FIELD_NUMBER: _builtins.int
     reason: Global___FinishReason.ValueType
     """Why."""
     stop_sequence: _builtins.str
@@ -1183,6 +1196,8 @@ class Finished(_message.Message):
     """What the call cost, in nano-dollars. Absent: recorded in the spool and not priced yet."""
     balance_cut: _builtins.bool
     """The answer was ended since the balance could not be extended (`reason` is then FINISH_REASON_LENGTH)."""
+    stop_details_json: _builtins.str
+    """Anthropic's `stop_details` as the upstream wrote it: one JSON object. Empty: none."""
     @_builtins.property
     def usage(self) -> _token_usage_pb2.TokenUsage:
         """Final usage; input and output are always set here."""
@@ -1196,10 +1211,11 @@ class Finished(_message.Message):
         usage_estimated: _builtins.bool = ...,
         charged_nano_usd: _builtins.int | None = ...,
         balance_cut: _builtins.bool = ...,
+        stop_details_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_charged_nano_usd", b"_charged_nano_usd", "charged_nano_usd", b"charged_nano_usd", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_charged_nano_usd", b"_charged_nano_usd", "balance_cut", b"balance_cut", "charged_nano_usd", b"charged_nano_usd", "reason", b"reason", "stop_sequence", b"stop_sequence", "usage", b"usage", "usage_estimated", b"usage_estimated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_charged_nano_usd", b"_charged_nano_usd", "balance_cut", b"balance_cut", "charged_nano_usd", b"charged_nano_usd", "reason", b"reason", "stop_details_json", b"stop_details_json", "stop_sequence", b"stop_sequence", "usage", b"usage", "usage_estimated", b"usage_estimated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__charged_nano_usd: _TypeAlias = _typing.Literal["charged_nano_usd"]  # noqa: Y015
     _WhichOneofArgType__charged_nano_usd: _TypeAlias = _typing.Literal["_charged_nano_usd", b"_charged_nano_usd"]  # noqa: Y015

@@ -392,6 +392,88 @@ class CallOutcome(_message.Message):
 Global___CallOutcome: _TypeAlias = CallOutcome  # noqa: Y015
 
 @_typing.final
+class ReadBalancesRequest(_message.Message):
+    """Accounts to ask about."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def account_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1..1000."""
+
+    def __init__(
+        self,
+        *,
+        account_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_ids", b"account_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadBalancesRequest: _TypeAlias = ReadBalancesRequest  # noqa: Y015
+
+@_typing.final
+class ReadBalancesResponse(_message.Message):
+    """What they have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BALANCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def balances(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccountBalance]:
+        """One per id, in order."""
+
+    def __init__(
+        self,
+        *,
+        balances: _abc.Iterable[Global___AccountBalance] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balances", b"balances"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadBalancesResponse: _TypeAlias = ReadBalancesResponse  # noqa: Y015
+
+@_typing.final
+class AccountBalance(_message.Message):
+    """What an account has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    BALANCE_NANO_USD_FIELD_NUMBER: _builtins.int
+    LIFETIME_PAID_NANO_USD_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """The account."""
+    seq: _builtins.int
+    """Numbers the account's changes, as in `BalanceChange`. 0: nothing was ever posted for it."""
+    balance_nano_usd: _builtins.int
+    """The balance, may be negative."""
+    lifetime_paid_nano_usd: _builtins.int
+    """Purchases since the account exists, >= 0: decides the tier."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        seq: _builtins.int = ...,
+        balance_nano_usd: _builtins.int = ...,
+        lifetime_paid_nano_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "balance_nano_usd", b"balance_nano_usd", "lifetime_paid_nano_usd", b"lifetime_paid_nano_usd", "seq", b"seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AccountBalance: _TypeAlias = AccountBalance  # noqa: Y015
+
+@_typing.final
 class RegisterPriceBookRequest(_message.Message):
     """A version of the prices."""
 

@@ -28,7 +28,7 @@ if _version_not_supported:
 class MeteringServiceStub:
     """Turns what happened into money, once.
 
-    Callers: inference for `RecordUsage` and `RegisterPriceBook`, auth for `ResolveOutcomes`. When the service cannot be reached:
+    Callers: inference for `RecordUsage` and `RegisterPriceBook`, auth for `ResolveOutcomes` and `ReadBalances`. When the service cannot be reached:
     `RecordUsage` goes to the caller's durable spool and is resent until it is acknowledged; `ResolveOutcomes` is tried again later and
     the holds are kept; `RegisterPriceBook` is resent, and the runner is not ready until it was accepted once.
     """
@@ -49,6 +49,11 @@ class MeteringServiceStub:
                 request_serializer=mws_dot_metering_dot_v1_dot_metering__service__pb2.ResolveOutcomesRequest.SerializeToString,
                 response_deserializer=mws_dot_metering_dot_v1_dot_metering__service__pb2.ResolveOutcomesResponse.FromString,
                 _registered_method=True)
+        self.ReadBalances = channel.unary_unary(
+                '/mws.metering.v1.MeteringService/ReadBalances',
+                request_serializer=mws_dot_metering_dot_v1_dot_metering__service__pb2.ReadBalancesRequest.SerializeToString,
+                response_deserializer=mws_dot_metering_dot_v1_dot_metering__service__pb2.ReadBalancesResponse.FromString,
+                _registered_method=True)
         self.RegisterPriceBook = channel.unary_unary(
                 '/mws.metering.v1.MeteringService/RegisterPriceBook',
                 request_serializer=mws_dot_metering_dot_v1_dot_metering__service__pb2.RegisterPriceBookRequest.SerializeToString,
@@ -59,7 +64,7 @@ class MeteringServiceStub:
 class MeteringServiceServicer:
     """Turns what happened into money, once.
 
-    Callers: inference for `RecordUsage` and `RegisterPriceBook`, auth for `ResolveOutcomes`. When the service cannot be reached:
+    Callers: inference for `RecordUsage` and `RegisterPriceBook`, auth for `ResolveOutcomes` and `ReadBalances`. When the service cannot be reached:
     `RecordUsage` goes to the caller's durable spool and is resent until it is acknowledged; `ResolveOutcomes` is tried again later and
     the holds are kept; `RegisterPriceBook` is resent, and the runner is not ready until it was accepted once.
     """
@@ -89,6 +94,17 @@ class MeteringServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadBalances(self, request, context):
+        """Says what accounts have, as `AdmissionService.BalanceChanged` would: for a hold store that has lost them. May be resent.
+
+        Errors:
+        - INVALID_ARGUMENT / REQUEST_INVALID: no ids or more than 1,000.
+        - UNAVAILABLE / STORE_UNAVAILABLE: admit nobody whose balance is not known, and ask again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RegisterPriceBook(self, request, context):
         """Makes a version of the prices known. Versions are append-only: a repeat changes nothing.
 
@@ -113,6 +129,11 @@ def add_MeteringServiceServicer_to_server(servicer, server):
                     request_deserializer=mws_dot_metering_dot_v1_dot_metering__service__pb2.ResolveOutcomesRequest.FromString,
                     response_serializer=mws_dot_metering_dot_v1_dot_metering__service__pb2.ResolveOutcomesResponse.SerializeToString,
             ),
+            'ReadBalances': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadBalances,
+                    request_deserializer=mws_dot_metering_dot_v1_dot_metering__service__pb2.ReadBalancesRequest.FromString,
+                    response_serializer=mws_dot_metering_dot_v1_dot_metering__service__pb2.ReadBalancesResponse.SerializeToString,
+            ),
             'RegisterPriceBook': grpc.unary_unary_rpc_method_handler(
                     servicer.RegisterPriceBook,
                     request_deserializer=mws_dot_metering_dot_v1_dot_metering__service__pb2.RegisterPriceBookRequest.FromString,
@@ -129,7 +150,7 @@ def add_MeteringServiceServicer_to_server(servicer, server):
 class MeteringService:
     """Turns what happened into money, once.
 
-    Callers: inference for `RecordUsage` and `RegisterPriceBook`, auth for `ResolveOutcomes`. When the service cannot be reached:
+    Callers: inference for `RecordUsage` and `RegisterPriceBook`, auth for `ResolveOutcomes` and `ReadBalances`. When the service cannot be reached:
     `RecordUsage` goes to the caller's durable spool and is resent until it is acknowledged; `ResolveOutcomes` is tried again later and
     the holds are kept; `RegisterPriceBook` is resent, and the runner is not ready until it was accepted once.
     """
@@ -178,6 +199,33 @@ class MeteringService:
             '/mws.metering.v1.MeteringService/ResolveOutcomes',
             mws_dot_metering_dot_v1_dot_metering__service__pb2.ResolveOutcomesRequest.SerializeToString,
             mws_dot_metering_dot_v1_dot_metering__service__pb2.ResolveOutcomesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadBalances(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mws.metering.v1.MeteringService/ReadBalances',
+            mws_dot_metering_dot_v1_dot_metering__service__pb2.ReadBalancesRequest.SerializeToString,
+            mws_dot_metering_dot_v1_dot_metering__service__pb2.ReadBalancesResponse.FromString,
             options,
             channel_credentials,
             insecure,

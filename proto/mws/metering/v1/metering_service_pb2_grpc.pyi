@@ -29,7 +29,7 @@ GRPC_VERSION: str
 class MeteringServiceStub:
     """Turns what happened into money, once.
 
-    Callers: inference for `RecordUsage` and `RegisterPriceBook`, auth for `ResolveOutcomes`. When the service cannot be reached:
+    Callers: inference for `RecordUsage` and `RegisterPriceBook`, auth for `ResolveOutcomes` and `ReadBalances`. When the service cannot be reached:
     `RecordUsage` goes to the caller's durable spool and is resent until it is acknowledged; `ResolveOutcomes` is tried again later and
     the holds are kept; `RegisterPriceBook` is resent, and the runner is not ready until it was accepted once.
     """
@@ -55,6 +55,13 @@ class MeteringServiceStub:
     - INVALID_ARGUMENT / REQUEST_INVALID: no ids or more than 1,000.
     - UNAVAILABLE / STORE_UNAVAILABLE: keep the holds and ask again.
     """
+    ReadBalances: _grpc.UnaryUnaryMultiCallable[_metering_service_pb2.ReadBalancesRequest, _metering_service_pb2.ReadBalancesResponse]
+    """Says what accounts have, as `AdmissionService.BalanceChanged` would: for a hold store that has lost them. May be resent.
+
+    Errors:
+    - INVALID_ARGUMENT / REQUEST_INVALID: no ids or more than 1,000.
+    - UNAVAILABLE / STORE_UNAVAILABLE: admit nobody whose balance is not known, and ask again.
+    """
     RegisterPriceBook: _grpc.UnaryUnaryMultiCallable[_metering_service_pb2.RegisterPriceBookRequest, _metering_service_pb2.RegisterPriceBookResponse]
     """Makes a version of the prices known. Versions are append-only: a repeat changes nothing.
 
@@ -67,7 +74,7 @@ class MeteringServiceStub:
 class MeteringServiceAsyncStub(MeteringServiceStub):
     """Turns what happened into money, once.
 
-    Callers: inference for `RecordUsage` and `RegisterPriceBook`, auth for `ResolveOutcomes`. When the service cannot be reached:
+    Callers: inference for `RecordUsage` and `RegisterPriceBook`, auth for `ResolveOutcomes` and `ReadBalances`. When the service cannot be reached:
     `RecordUsage` goes to the caller's durable spool and is resent until it is acknowledged; `ResolveOutcomes` is tried again later and
     the holds are kept; `RegisterPriceBook` is resent, and the runner is not ready until it was accepted once.
     """
@@ -90,6 +97,13 @@ class MeteringServiceAsyncStub(MeteringServiceStub):
     - INVALID_ARGUMENT / REQUEST_INVALID: no ids or more than 1,000.
     - UNAVAILABLE / STORE_UNAVAILABLE: keep the holds and ask again.
     """
+    ReadBalances: _aio.UnaryUnaryMultiCallable[_metering_service_pb2.ReadBalancesRequest, _metering_service_pb2.ReadBalancesResponse]  # type: ignore[assignment]
+    """Says what accounts have, as `AdmissionService.BalanceChanged` would: for a hold store that has lost them. May be resent.
+
+    Errors:
+    - INVALID_ARGUMENT / REQUEST_INVALID: no ids or more than 1,000.
+    - UNAVAILABLE / STORE_UNAVAILABLE: admit nobody whose balance is not known, and ask again.
+    """
     RegisterPriceBook: _aio.UnaryUnaryMultiCallable[_metering_service_pb2.RegisterPriceBookRequest, _metering_service_pb2.RegisterPriceBookResponse]  # type: ignore[assignment]
     """Makes a version of the prices known. Versions are append-only: a repeat changes nothing.
 
@@ -101,7 +115,7 @@ class MeteringServiceAsyncStub(MeteringServiceStub):
 class MeteringServiceServicer(metaclass=_abc_1.ABCMeta):
     """Turns what happened into money, once.
 
-    Callers: inference for `RecordUsage` and `RegisterPriceBook`, auth for `ResolveOutcomes`. When the service cannot be reached:
+    Callers: inference for `RecordUsage` and `RegisterPriceBook`, auth for `ResolveOutcomes` and `ReadBalances`. When the service cannot be reached:
     `RecordUsage` goes to the caller's durable spool and is resent until it is acknowledged; `ResolveOutcomes` is tried again later and
     the holds are kept; `RegisterPriceBook` is resent, and the runner is not ready until it was accepted once.
     """
@@ -133,6 +147,19 @@ class MeteringServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - INVALID_ARGUMENT / REQUEST_INVALID: no ids or more than 1,000.
         - UNAVAILABLE / STORE_UNAVAILABLE: keep the holds and ask again.
+        """
+
+    @_abc_1.abstractmethod
+    def ReadBalances(
+        self,
+        request: _metering_service_pb2.ReadBalancesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metering_service_pb2.ReadBalancesResponse, _abc.Awaitable[_metering_service_pb2.ReadBalancesResponse]]:
+        """Says what accounts have, as `AdmissionService.BalanceChanged` would: for a hold store that has lost them. May be resent.
+
+        Errors:
+        - INVALID_ARGUMENT / REQUEST_INVALID: no ids or more than 1,000.
+        - UNAVAILABLE / STORE_UNAVAILABLE: admit nobody whose balance is not known, and ask again.
         """
 
     @_abc_1.abstractmethod
