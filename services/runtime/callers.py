@@ -47,6 +47,7 @@ ALLOWED: Mapping[str, frozenset[CallerClass]] = {
         _CATALOG + "InferenceService/Embed": {_EDGE, _TEAM, _ADMIN},
         _CATALOG + "InferenceService/Rerank": {_EDGE, _TEAM, _ADMIN},
         _CATALOG + "InferenceService/CountTokens": {_EDGE, _TEAM, _ADMIN},
+        _CATALOG + "ForwardService/Forward": {_EDGE, _ADMIN},
         _CATALOG + "CatalogService/ListProfiles": {_EDGE, _TEAM, _ADMIN},
         _CATALOG + "CatalogService/GetProfile": {_EDGE, _TEAM, _ADMIN},
         _CATALOG + "RoutingService/ListUpstreams": {_ADMIN},

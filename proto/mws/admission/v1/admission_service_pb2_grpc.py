@@ -107,6 +107,7 @@ class AdmissionServiceServicer:
         - INVALID_ARGUMENT / REQUEST_INVALID: a field breaks its rule, or `call_id` was minted more than 30 minutes ago.
         - UNAUTHENTICATED / CREDENTIAL_MISSING, CREDENTIAL_INVALID: nobody pays.
         - PERMISSION_DENIED / ACCOUNT_FOREIGN: the credential is not of `only_account_id`.
+        - PERMISSION_DENIED / CALLER_NOT_ALLOWED: a staff token is valid, its bearer has none of the roles.
         - FAILED_PRECONDITION / CALL_ALREADY_ADMITTED: the call id belongs to another run.
         - FAILED_PRECONDITION / IDEMPOTENCY_KEY_REUSED: the key was used with another body.
         - UNAVAILABLE / STORE_UNAVAILABLE: the decision could not be made or not be kept; nothing was taken.
@@ -171,6 +172,7 @@ class AdmissionServiceServicer:
         Errors:
         - UNAUTHENTICATED / CREDENTIAL_MISSING, CREDENTIAL_INVALID: nobody pays.
         - PERMISSION_DENIED / ACCOUNT_FOREIGN: a team asked for another account.
+        - PERMISSION_DENIED / CALLER_NOT_ALLOWED: a staff token is valid, its bearer has none of the roles.
         - UNAVAILABLE / STORE_UNAVAILABLE: try again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -52,6 +52,7 @@ class AdmissionServiceStub:
     - INVALID_ARGUMENT / REQUEST_INVALID: a field breaks its rule, or `call_id` was minted more than 30 minutes ago.
     - UNAUTHENTICATED / CREDENTIAL_MISSING, CREDENTIAL_INVALID: nobody pays.
     - PERMISSION_DENIED / ACCOUNT_FOREIGN: the credential is not of `only_account_id`.
+    - PERMISSION_DENIED / CALLER_NOT_ALLOWED: a staff token is valid, its bearer has none of the roles.
     - FAILED_PRECONDITION / CALL_ALREADY_ADMITTED: the call id belongs to another run.
     - FAILED_PRECONDITION / IDEMPOTENCY_KEY_REUSED: the key was used with another body.
     - UNAVAILABLE / STORE_UNAVAILABLE: the decision could not be made or not be kept; nothing was taken.
@@ -96,6 +97,7 @@ class AdmissionServiceStub:
     Errors:
     - UNAUTHENTICATED / CREDENTIAL_MISSING, CREDENTIAL_INVALID: nobody pays.
     - PERMISSION_DENIED / ACCOUNT_FOREIGN: a team asked for another account.
+    - PERMISSION_DENIED / CALLER_NOT_ALLOWED: a staff token is valid, its bearer has none of the roles.
     - UNAVAILABLE / STORE_UNAVAILABLE: try again.
     """
     BalanceChanged: _grpc.UnaryUnaryMultiCallable[_admission_service_pb2.BalanceChangedRequest, _admission_service_pb2.BalanceChangedResponse]
@@ -139,6 +141,7 @@ class AdmissionServiceAsyncStub(AdmissionServiceStub):
     - INVALID_ARGUMENT / REQUEST_INVALID: a field breaks its rule, or `call_id` was minted more than 30 minutes ago.
     - UNAUTHENTICATED / CREDENTIAL_MISSING, CREDENTIAL_INVALID: nobody pays.
     - PERMISSION_DENIED / ACCOUNT_FOREIGN: the credential is not of `only_account_id`.
+    - PERMISSION_DENIED / CALLER_NOT_ALLOWED: a staff token is valid, its bearer has none of the roles.
     - FAILED_PRECONDITION / CALL_ALREADY_ADMITTED: the call id belongs to another run.
     - FAILED_PRECONDITION / IDEMPOTENCY_KEY_REUSED: the key was used with another body.
     - UNAVAILABLE / STORE_UNAVAILABLE: the decision could not be made or not be kept; nothing was taken.
@@ -183,6 +186,7 @@ class AdmissionServiceAsyncStub(AdmissionServiceStub):
     Errors:
     - UNAUTHENTICATED / CREDENTIAL_MISSING, CREDENTIAL_INVALID: nobody pays.
     - PERMISSION_DENIED / ACCOUNT_FOREIGN: a team asked for another account.
+    - PERMISSION_DENIED / CALLER_NOT_ALLOWED: a staff token is valid, its bearer has none of the roles.
     - UNAVAILABLE / STORE_UNAVAILABLE: try again.
     """
     BalanceChanged: _aio.UnaryUnaryMultiCallable[_admission_service_pb2.BalanceChangedRequest, _admission_service_pb2.BalanceChangedResponse]  # type: ignore[assignment]
@@ -229,6 +233,7 @@ class AdmissionServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT / REQUEST_INVALID: a field breaks its rule, or `call_id` was minted more than 30 minutes ago.
         - UNAUTHENTICATED / CREDENTIAL_MISSING, CREDENTIAL_INVALID: nobody pays.
         - PERMISSION_DENIED / ACCOUNT_FOREIGN: the credential is not of `only_account_id`.
+        - PERMISSION_DENIED / CALLER_NOT_ALLOWED: a staff token is valid, its bearer has none of the roles.
         - FAILED_PRECONDITION / CALL_ALREADY_ADMITTED: the call id belongs to another run.
         - FAILED_PRECONDITION / IDEMPOTENCY_KEY_REUSED: the key was used with another body.
         - UNAVAILABLE / STORE_UNAVAILABLE: the decision could not be made or not be kept; nothing was taken.
@@ -303,6 +308,7 @@ class AdmissionServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - UNAUTHENTICATED / CREDENTIAL_MISSING, CREDENTIAL_INVALID: nobody pays.
         - PERMISSION_DENIED / ACCOUNT_FOREIGN: a team asked for another account.
+        - PERMISSION_DENIED / CALLER_NOT_ALLOWED: a staff token is valid, its bearer has none of the roles.
         - UNAVAILABLE / STORE_UNAVAILABLE: try again.
         """
 

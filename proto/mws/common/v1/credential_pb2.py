@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emws/common/v1/credential.proto\x12\rmws.common.v1\"\\\n\nCredential\x12\x18\n\x0e\x61pi_key_sha256\x18\x01 \x01(\x0cH\x00\x12\x16\n\x0c\x61\x63\x63\x65ss_token\x18\x02 \x01(\tH\x00\x12\x14\n\naccount_id\x18\x03 \x01(\tH\x00\x42\x06\n\x04kindb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emws/common/v1/credential.proto\x12\rmws.common.v1\"s\n\nCredential\x12\x18\n\x0e\x61pi_key_sha256\x18\x01 \x01(\x0cH\x00\x12\x16\n\x0c\x61\x63\x63\x65ss_token\x18\x02 \x01(\tH\x00\x12\x14\n\naccount_id\x18\x03 \x01(\tH\x00\x12\x15\n\x0bstaff_token\x18\x04 \x01(\tH\x00\x42\x06\n\x04kindb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mws.common.v1.credential_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CREDENTIAL']._serialized_start=49
-  _globals['_CREDENTIAL']._serialized_end=141
+  _globals['_CREDENTIAL']._serialized_end=164
 # @@protoc_insertion_point(module_scope)

@@ -25,24 +25,30 @@ class Credential(_message.Message):
     API_KEY_SHA256_FIELD_NUMBER: _builtins.int
     ACCESS_TOKEN_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    STAFF_TOKEN_FIELD_NUMBER: _builtins.int
     api_key_sha256: _builtins.bytes
     """SHA-256 of the API key's UTF-8 text, 32 bytes. The key itself never crosses a service boundary."""
     access_token: _builtins.str
     """An OIDC access token (a JWT), at most 16 KiB."""
     account_id: _builtins.str
     """The account of a caller that is already authenticated: a team naming its own account (UUIDv7 text)."""
+    staff_token: _builtins.str
+    """The access token of somebody on a company's staff (a JWT of a realm that the company proxy trusts), at most 16 KiB. The
+    account that is configured for the realm pays. It stands for that one call: it never makes its bearer a team.
+    """
     def __init__(
         self,
         *,
         api_key_sha256: _builtins.bytes = ...,
         access_token: _builtins.str = ...,
         account_id: _builtins.str = ...,
+        staff_token: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token", "account_id", b"account_id", "api_key_sha256", b"api_key_sha256", "kind", b"kind"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token", "account_id", b"account_id", "api_key_sha256", b"api_key_sha256", "kind", b"kind", "staff_token", b"staff_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token", "account_id", b"account_id", "api_key_sha256", b"api_key_sha256", "kind", b"kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token", "account_id", b"account_id", "api_key_sha256", b"api_key_sha256", "kind", b"kind", "staff_token", b"staff_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["api_key_sha256", "access_token", "account_id"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["api_key_sha256", "access_token", "account_id", "staff_token"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 

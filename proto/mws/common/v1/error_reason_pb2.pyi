@@ -31,7 +31,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CREDENTIAL_INVALID: _ErrorReason.ValueType  # 3
     """UNAUTHENTICATED. The credential is unknown, malformed, revoked or expired. The four look alike on purpose."""
     ERROR_REASON_CALLER_NOT_ALLOWED: _ErrorReason.ValueType  # 4
-    """PERMISSION_DENIED. The caller's class may not call this method. Metadata: `caller_class`."""
+    """PERMISSION_DENIED. The caller's class may not call this method (metadata: `caller_class`), or the bearer of a staff token has none of
+    the roles that may.
+    """
     ERROR_REASON_ACCOUNT_FOREIGN: _ErrorReason.ValueType  # 5
     """PERMISSION_DENIED. The caller asked for an account that is not its own."""
     ERROR_REASON_CREDIT_EXHAUSTED: _ErrorReason.ValueType  # 6
@@ -106,7 +108,9 @@ ERROR_REASON_CREDENTIAL_MISSING: ErrorReason.ValueType  # 2
 ERROR_REASON_CREDENTIAL_INVALID: ErrorReason.ValueType  # 3
 """UNAUTHENTICATED. The credential is unknown, malformed, revoked or expired. The four look alike on purpose."""
 ERROR_REASON_CALLER_NOT_ALLOWED: ErrorReason.ValueType  # 4
-"""PERMISSION_DENIED. The caller's class may not call this method. Metadata: `caller_class`."""
+"""PERMISSION_DENIED. The caller's class may not call this method (metadata: `caller_class`), or the bearer of a staff token has none of
+the roles that may.
+"""
 ERROR_REASON_ACCOUNT_FOREIGN: ErrorReason.ValueType  # 5
 """PERMISSION_DENIED. The caller asked for an account that is not its own."""
 ERROR_REASON_CREDIT_EXHAUSTED: ErrorReason.ValueType  # 6

@@ -45,7 +45,9 @@ class TokenUsage(_message.Message):
     reasoning_tokens: _builtins.int
     """The part of `output_tokens` spent on reasoning. Absent: not reported."""
     search_units: _builtins.int
-    """Search units of a rerank call (one per 100 documents, rounded up). Absent: not a rerank call."""
+    """Search units of a rerank call (one per 100 documents, rounded up), or the web searches that the upstream made for a forwarded
+    call. Absent: neither.
+    """
     def __init__(
         self,
         *,

@@ -901,6 +901,7 @@ class GenerationEvent(_message.Message):
       text run      = text_delta+
       thinking run  = thinking_delta* thinking_signature?
       tool call run = tool_call_started tool_call_delta*
+    The answer of a forwarded request has no runs: its content is native_event+.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -915,6 +916,7 @@ class GenerationEvent(_message.Message):
     TOOL_CALL_DELTA_FIELD_NUMBER: _builtins.int
     OPAQUE_BLOCK_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    NATIVE_EVENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def admitted(self) -> Global___Admitted:
         """The call was admitted. Always first, exactly once."""
@@ -955,6 +957,10 @@ class GenerationEvent(_message.Message):
     def finished(self) -> Global___Finished:
         """The answer is complete. Always last, exactly once, when the status is OK."""
 
+    @_builtins.property
+    def native_event(self) -> Global___NativeEvent:
+        """A piece of the answer as the upstream wrote it. Only from `ForwardService`."""
+
     def __init__(
         self,
         *,
@@ -968,12 +974,13 @@ class GenerationEvent(_message.Message):
         tool_call_delta: Global___ToolCallDelta | None = ...,
         opaque_block: Global___OpaqueBlock | None = ...,
         finished: Global___Finished | None = ...,
+        native_event: Global___NativeEvent | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["admitted", b"admitted", "finished", b"finished", "kind", b"kind", "message_started", b"message_started", "opaque_block", b"opaque_block", "redacted_thinking", b"redacted_thinking", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "thinking_signature", b"thinking_signature", "tool_call_delta", b"tool_call_delta", "tool_call_started", b"tool_call_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admitted", b"admitted", "finished", b"finished", "kind", b"kind", "message_started", b"message_started", "native_event", b"native_event", "opaque_block", b"opaque_block", "redacted_thinking", b"redacted_thinking", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "thinking_signature", b"thinking_signature", "tool_call_delta", b"tool_call_delta", "tool_call_started", b"tool_call_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted", b"admitted", "finished", b"finished", "kind", b"kind", "message_started", b"message_started", "opaque_block", b"opaque_block", "redacted_thinking", b"redacted_thinking", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "thinking_signature", b"thinking_signature", "tool_call_delta", b"tool_call_delta", "tool_call_started", b"tool_call_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted", b"admitted", "finished", b"finished", "kind", b"kind", "message_started", b"message_started", "native_event", b"native_event", "opaque_block", b"opaque_block", "redacted_thinking", b"redacted_thinking", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "thinking_signature", b"thinking_signature", "tool_call_delta", b"tool_call_delta", "tool_call_started", b"tool_call_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["admitted", "message_started", "text_delta", "thinking_delta", "thinking_signature", "redacted_thinking", "tool_call_started", "tool_call_delta", "opaque_block", "finished"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["admitted", "message_started", "text_delta", "thinking_delta", "thinking_signature", "redacted_thinking", "tool_call_started", "tool_call_delta", "opaque_block", "finished", "native_event"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -1172,6 +1179,32 @@ class ToolCallDelta(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ToolCallDelta: _TypeAlias = ToolCallDelta  # noqa: Y015
+
+@_typing.final
+class NativeEvent(_message.Message):
+    """A piece of an answer in the upstream's own words."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The event's name in a stream (`content_block_delta`), or `message` for a whole answer."""
+    data: _builtins.bytes
+    """Required. One JSON text, as received."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NativeEvent: _TypeAlias = NativeEvent  # noqa: Y015
 
 @_typing.final
 class Finished(_message.Message):
