@@ -4,51 +4,48 @@ Owns coalescing, order and patience; refuses to decide what a change says.
 """
 
 import asyncio
-import bisect
 import contextlib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import structlog
 
 from services.metering import metrics
 from services.metering.ports import BalanceListener, BalanceNotice, LedgerStore
-from services.runtime.errors import GatewayError
+from services.runtime.errors import GatewayError, StoreUnavailableError
 
 _log = structlog.get_logger()
 _BATCH_ROWS = 1_000
 _MAX_CALL_IDS = 20_000  # in one message: about 800 KB
 _FIRST_BACKOFF_S = 0.1
 _LONGEST_BACKOFF_S = 5.0
-
-
-class _Waiter(NamedTuple):
-    mark: int
-    future: asyncio.Future[None]
+_LOOK_AGAIN_S = 2.0
+_ASK_AGAIN_S = 0.1
 
 
 class Outbox:
-    """Sends rows in the order of their commits, so everything up to `acknowledged` is known to auth-and-limits.
+    """Sends the rows that this process claims, oldest first, as absolute values: any order and repetition is right.
 
-    A row is deleted after its acknowledgement. When the process dies in between it is sent again: changes are absolute.
+    A row is deleted after its acknowledgement. When the process dies in between it is sent again, by whoever claims it.
     """
 
     def __init__(self, store: LedgerStore, listener: BalanceListener, *, linger_s: float = 0.025) -> None:
         self._store = store
         self._listener = listener
         self._linger_s = linger_s
-        self._acknowledged = 0
         self._changed = asyncio.Event()
         self._changed.set()  # whatever an earlier life of this process left
-        self._waiters: list[_Waiter] = []  # by mark
+        self._waiters = 0
         self._is_awaited = asyncio.Event()
+        self._delivery = asyncio.Event()  # the next one; replaced by each
         store.on_commit(self._changed.set)
 
     async def run(self) -> None:
         """Delivers for ever. Neither a store nor a listener that fails ends it."""
         backoff_s = _FIRST_BACKOFF_S
         while True:
-            await self._changed.wait()
+            with contextlib.suppress(TimeoutError):  # a replica that died may have left rows of which nobody told us
+                async with asyncio.timeout(_LOOK_AGAIN_S):
+                    await self._changed.wait()
             self._changed.clear()
             try:
                 while await self._deliver_batch():
@@ -64,20 +61,20 @@ class Outbox:
 
     async def acknowledged(self, mark: int, *, timeout_s: float) -> bool:
         """Whether auth-and-limits knows of everything up to a row, waiting this long for it."""
-        if mark <= self._acknowledged:
-            return True
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(mark, future)
-        bisect.insort(self._waiters, waiter, key=lambda each: each.mark)
+        self._waiters += 1
         self._is_awaited.set()
         try:
             async with asyncio.timeout(timeout_s):
-                await future
-        except TimeoutError:
+                delivery = self._delivery
+                while not await self._store.is_delivered(mark):
+                    with contextlib.suppress(TimeoutError):  # another replica may deliver it
+                        async with asyncio.timeout(_ASK_AGAIN_S):
+                            await delivery.wait()
+                    delivery = self._delivery
+        except (TimeoutError, StoreUnavailableError):
             return False
         finally:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
+            self._waiters -= 1
         return True
 
     async def _linger(self) -> None:
@@ -90,20 +87,16 @@ class Outbox:
 
     async def _deliver_batch(self) -> bool:
         """Sends the next rows. False when there are none."""
-        notices = await self._store.notices(self._acknowledged, _BATCH_ROWS)
-        metrics.OUTBOX_BACKLOG.set(len(notices))
-        notices = _within(notices, _MAX_CALL_IDS)
-        if not notices:
-            return False
-        latest = coalesce(notices)
-        await self._listener.balances_changed(latest)
-        self._acknowledged = last = notices[-1].row_id
-        seqs = {notice.account_id: notice.seq for notice in latest}
-        self._store.commit_soon(lambda transaction: transaction.forget_notices(last, seqs))
-        while self._waiters and self._waiters[0].mark <= last:
-            future = self._waiters.pop(0).future
-            if not future.done():
-                future.set_result(None)
+        async with self._store.claim_notices(_BATCH_ROWS) as claim:
+            metrics.OUTBOX_BACKLOG.set(len(claim.notices))
+            notices = _within(claim.notices, _MAX_CALL_IDS)
+            if not notices:
+                return False
+            latest = coalesce(notices)
+            await self._listener.balances_changed(latest)
+            await claim.delivered(notices, {notice.account_id: notice.seq for notice in latest})
+        delivery, self._delivery = self._delivery, asyncio.Event()
+        delivery.set()
         return True
 
 

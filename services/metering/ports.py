@@ -4,6 +4,7 @@ Owns the promises; refuses to hold code. A job runs inside one durable transacti
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol, TypeVar
 
 from services.metering.charging import Charge, UsageEvent
@@ -20,6 +21,18 @@ class PostedCall(NamedTuple):
     rule: str
     charged_nano_usd: int
     usage: TokenUsage
+    account_id: str = ""
+
+
+class Footprint(NamedTuple):
+    """What a job will read and lock, said before it runs, so that a store can fetch it for a whole group at once.
+
+    A store may ignore it. A job that says nothing is run as if it touched everything.
+    """
+
+    account_ids: Collection[str] = ()
+    call_ids: Collection[str] = ()
+    marks_void: bool = False
 
 
 class Rejection(NamedTuple):
@@ -106,9 +119,6 @@ class LedgerTransaction(Protocol):
     def notice_mark(self, account_id: str) -> int:
         """Saves the changed customers and returns the account's newest row in the outbox, 0 for none."""
 
-    def forget_notices(self, up_to_row_id: int, acknowledged_seqs: Mapping[str, int]) -> None:
-        """Deletes acknowledged rows from the outbox."""
-
 
 class Span(NamedTuple):
     """A stretch of time in Unix microseconds, its end excluded."""
@@ -152,11 +162,16 @@ class LedgerStore(Protocol):
     def on_commit(self, notify: Callable[[], None]) -> None:
         """Calls `notify` whenever something was committed, also when nobody waited for it any more."""
 
-    async def commit(self, job: Callable[[LedgerTransaction], T], timeout_s: float | None = None) -> T:
+    async def commit(
+        self,
+        job: Callable[[LedgerTransaction], T],
+        timeout_s: float | None = None,
+        footprint: Footprint | None = None,
+    ) -> T:
         """Runs a job in a transaction that it may share with other jobs; returns once it is durable.
 
         A job that raises leaves nothing behind, and its exception reaches the caller. Without `timeout_s` the store's
-        own limit for the path of a call holds.
+        own limit for the path of a call holds. A job may be run again from the start when replicas collide.
         """
 
     def commit_soon(self, job: Callable[[LedgerTransaction], object]) -> None:
@@ -175,10 +190,27 @@ class LedgerStore(Protocol):
         """Sums of the calls recorded in a span, by `profile`, `key`, `application`, `day`, `upstream` or `total`."""
 
     async def notices(self, after_row_id: int, limit: int) -> list[BalanceNotice]:
-        """Rows of the outbox after a row, oldest first."""
+        """Rows of the outbox after a row, oldest first, whoever delivers them."""
+
+    def claim_notices(self, limit: int) -> AbstractAsyncContextManager["NoticeClaim"]:
+        """Takes the oldest rows of the outbox that no other replica has taken; what is not delivered is given back."""
+
+    async def is_delivered(self, mark: int) -> bool:
+        """Whether a row of the outbox, and what it says of its account, has been acknowledged."""
 
     async def inspect(self, inspection: "Callable[[LedgerSnapshot], T]") -> T:
         """Runs a reading job on one consistent snapshot, beside everything else, however long it takes."""
+
+
+class NoticeClaim(Protocol):
+    """Rows of the outbox that this process alone delivers while it holds the claim."""
+
+    @property
+    def notices(self) -> Sequence[BalanceNotice]:
+        """The rows, oldest first."""
+
+    async def delivered(self, notices: Sequence[BalanceNotice], acknowledged_seqs: Mapping[str, int]) -> None:
+        """These first rows of the claim are known to auth-and-limits: they may be deleted."""
 
 
 class CustomerRow(NamedTuple):
@@ -205,11 +237,14 @@ class LedgerSnapshot(Protocol):
     def price_books(self) -> Mapping[str, PriceBook]:
         """Every registered book, by version."""
 
-    def balances(self, account_id: str) -> dict[str, int]:
-        """Stored balance by ledger account."""
+    def balance_total(self) -> int:
+        """All stored balances together."""
 
-    def recomputed_balances(self, account_id: str) -> dict[str, int]:
-        """Balance by ledger account as the transfers say."""
+    def differing_balances(self, account_id: str) -> Iterator[tuple[str, int, int]]:
+        """(ledger account, what its transfers say, what is stored) where these differ, by account.
+
+        For one customer its own ledger account alone: its transfers say nothing of the counterparts' balances.
+        """
 
     def customers(self, account_id: str) -> Iterator[CustomerRow]:
         """Stored projections of the customers, by account id."""

@@ -61,7 +61,9 @@ def record(
         else:
             outcome = _post(transaction, event, moment, is_late=event.call_id in void)
             if outcome.kind is OutcomeKind.POSTED:
-                posted[event.call_id] = PostedCall(event.call_id, outcome.rule, outcome.charged_nano_usd, outcome.usage)
+                posted[event.call_id] = PostedCall(
+                    event.call_id, outcome.rule, outcome.charged_nano_usd, outcome.usage, event.account_id
+                )
         outcomes.append(outcome)
     return outcomes
 

@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
 from services.metering import metrics
+from services.metering.ports import Footprint
 from services.runtime.errors import StoreUnavailableError
 
 T = TypeVar("T")
@@ -20,13 +21,15 @@ Tx = TypeVar("Tx")
 Begun = TypeVar("Begun", covariant=True)
 _RETRY_IN = timedelta(seconds=1)
 _LAZY_WAIT_S = 1.0
+_MAX_GROUP_CALLS = 4_000  # a transaction ends in good time, also when every job is a full batch
+_MAX_TRIES = 4
 
 
 class Database(Protocol[Begun]):
     """What the writer thread drives; used on that thread only."""
 
-    def begin(self) -> Begun:
-        """Starts a transaction."""
+    def begin(self, footprints: Sequence[Footprint | None]) -> Begun:
+        """Starts a transaction for jobs that touch this, one footprint per job."""
 
     def commit(self) -> None:
         """Makes it durable. If it raises, it may or may not have landed."""
@@ -42,6 +45,7 @@ class Database(Protocol[Begun]):
 class _Job(Generic[Tx]):
     run: Callable[[Tx], Any]
     future: asyncio.Future[Any] | None  # None: nobody waits
+    footprint: Footprint | None = None
 
 
 class _Answer:
@@ -62,11 +66,14 @@ class GroupCommitter(Generic[Tx]):
         is_store_failure: Callable[[BaseException], bool],
         *,
         timeout_s: float,
+        is_conflict: Callable[[BaseException], bool] = lambda _: False,
         max_group: int = 256,
         max_queue: int = 4096,
     ) -> None:
+        """`is_conflict`: another replica was in the way, and running the job again from its start is right."""
         self._database = database
         self._is_store_failure = is_store_failure
+        self._is_conflict = is_conflict
         self._timeout_s = timeout_s
         self._max_group = max_group
         self._max_queue = max_queue
@@ -82,7 +89,9 @@ class GroupCommitter(Generic[Tx]):
         """Calls `notify`, on the loop, after every group that somebody waited for."""
         self._committed.append(notify)
 
-    async def commit(self, run: Callable[[Tx], T], timeout_s: float | None = None) -> T:
+    async def commit(
+        self, run: Callable[[Tx], T], timeout_s: float | None = None, footprint: Footprint | None = None
+    ) -> T:
         """Runs a job and returns its value once it is durable. Raises the job's own error, or StoreUnavailableError.
 
         After the time limit the job may still land.
@@ -90,7 +99,7 @@ class GroupCommitter(Generic[Tx]):
         if self._is_closed or self._queue.qsize() >= self._max_queue:
             raise StoreUnavailableError("the ledger cannot take more work now", retry_in=_RETRY_IN)
         future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put(_Job(run, future))
+        self._queue.put(_Job(run, future, footprint))
         try:
             async with asyncio.timeout(self._timeout_s if timeout_s is None else timeout_s):
                 return await future
@@ -119,6 +128,7 @@ class GroupCommitter(Generic[Tx]):
         """Waits for work, then takes all there is. False: the last group."""
         is_running = True
         jobs: list[_Job[Tx]] = []
+        calls = 0
         try:
             first = self._queue.get(timeout=_LAZY_WAIT_S)
             while True:
@@ -126,7 +136,8 @@ class GroupCommitter(Generic[Tx]):
                     is_running = False
                 else:
                     jobs.append(first)
-                if len(jobs) >= self._max_group:
+                    calls += 0 if first.footprint is None else len(first.footprint.call_ids)
+                if len(jobs) >= self._max_group or calls >= _MAX_GROUP_CALLS:
                     break
                 first = self._queue.get_nowait()
         except queue.Empty:
@@ -137,20 +148,27 @@ class GroupCommitter(Generic[Tx]):
 
     def _run_group(self, jobs: Sequence[_Job[Tx]]) -> list[_Answer]:
         """One transaction for all. If a job fails for a reason of its own, each runs alone: none harms another."""
-        try:
-            return self._run_together(jobs)
-        except Exception as error:  # noqa: BLE001 - the thread's boundary: a job's error belongs to its caller
-            if self._is_store_failure(error):
+        tries = 1
+        while True:
+            try:
+                return self._run_together(jobs)
+            except Exception as error:  # noqa: BLE001 - the thread's boundary: a job's error belongs to its caller
+                failure = error
+            if self._is_store_failure(failure):
                 metrics.STORE_FAILURES.inc()
-                return [_Answer(job.future, None, _unavailable(error)) for job in jobs]
-            if len(jobs) == 1:
-                return [_Answer(jobs[0].future, None, error)]
-            return [answer for job in jobs for answer in self._run_group([job])]
+                return [_Answer(job.future, None, _unavailable(failure)) for job in jobs]
+            if len(jobs) > 1:
+                return [answer for job in jobs for answer in self._run_group([job])]
+            if not self._is_conflict(failure):
+                return [_Answer(jobs[0].future, None, failure)]
+            if tries == _MAX_TRIES:
+                return [_Answer(jobs[0].future, None, _unavailable(failure))]
+            tries += 1
 
     def _run_together(self, jobs: Sequence[_Job[Tx]]) -> list[_Answer]:
         started = time.perf_counter()
         try:
-            transaction = self._database.begin()
+            transaction = self._database.begin([job.footprint for job in jobs])
             values = [job.run(transaction) for job in jobs]
             self._database.commit()
         except BaseException:

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -23,8 +23,10 @@ from services.metering.ledger import Customer
 from services.metering.ports import (
     BalanceNotice,
     EntryRow,
+    Footprint,
     LedgerSnapshot,
     LedgerTransaction,
+    NoticeClaim,
     PageQuery,
     Span,
     UsageRecord,
@@ -69,7 +71,7 @@ class _WriteDatabase:
         self._transaction: SqliteTransaction | None = None
         self._books: dict[str, PriceBook] = {}
 
-    def begin(self) -> SqliteTransaction:
+    def begin(self, _: Sequence[Footprint | None] = ()) -> SqliteTransaction:
         if self._connection is None:
             self._connection = _connect(self._path, is_reader=False)
         self._connection.execute("BEGIN IMMEDIATE")
@@ -151,12 +153,18 @@ class SqliteLedger:
         self._readers = _Readers(path, _READERS)
         self._inspectors = _Readers(path, 1)
         self._read_timeout_s = read_timeout_s
+        self._delivered_up_to = 0
 
     def on_commit(self, notify: Callable[[], None]) -> None:
         self._committer.on_commit(notify)
 
-    async def commit(self, job: Callable[[LedgerTransaction], T], timeout_s: float | None = None) -> T:
-        return await self._committer.commit(job, timeout_s)
+    async def commit(
+        self,
+        job: Callable[[LedgerTransaction], T],
+        timeout_s: float | None = None,
+        footprint: Footprint | None = None,
+    ) -> T:
+        return await self._committer.commit(job, timeout_s, footprint)
 
     def commit_soon(self, job: Callable[[LedgerTransaction], object]) -> None:
         self._committer.commit_soon(job)
@@ -179,6 +187,23 @@ class SqliteLedger:
             return known
         return await self._read(lambda connection: sqlite_reads.read_notices(connection, after_row_id, limit))
 
+    @asynccontextmanager
+    async def claim_notices(self, limit: int) -> AsyncIterator[NoticeClaim]:
+        yield _Claim(self, await self.notices(self._delivered_up_to, limit))
+
+    async def is_delivered(self, mark: int) -> bool:
+        return mark <= self._delivered_up_to
+
+    def delivered(self, up_to_row_id: int, acknowledged_seqs: Mapping[str, int]) -> None:
+        """Deletes these rows of the outbox with the next group; lost in a crash, they are sent again."""
+        self._delivered_up_to = up_to_row_id
+
+        def forget(transaction: LedgerTransaction) -> None:
+            assert isinstance(transaction, SqliteTransaction)
+            transaction.forget_notices(up_to_row_id, acknowledged_seqs)
+
+        self._committer.commit_soon(forget)
+
     async def inspect(self, inspection: Callable[[LedgerSnapshot], T]) -> T:
         return await self._inspectors.run(lambda connection: inspection(SqliteSnapshot(connection)), None)
 
@@ -190,6 +215,17 @@ class SqliteLedger:
         await self._committer.close()
         await self._readers.close()
         await self._inspectors.close()
+
+
+class _Claim:
+    """See `NoticeClaim`: one process owns the file, so nobody has to be kept away. Rows are sent in order."""
+
+    def __init__(self, ledger: SqliteLedger, notices: Sequence[BalanceNotice]) -> None:
+        self._ledger = ledger
+        self.notices = notices
+
+    async def delivered(self, notices: Sequence[BalanceNotice], acknowledged_seqs: Mapping[str, int]) -> None:
+        self._ledger.delivered(notices[-1].row_id, acknowledged_seqs)
 
 
 @asynccontextmanager

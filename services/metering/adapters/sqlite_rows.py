@@ -33,7 +33,7 @@ INSERT_TRANSFER = f"INSERT INTO transfers ({TRANSFER_COLUMNS}) VALUES ({', '.joi
 SELECT_USAGE = f"SELECT id, {_USAGE_COLUMNS} FROM usage_events"  # noqa: S608
 SELECT_TRANSFER = f"SELECT id, {TRANSFER_COLUMNS} FROM transfers"  # noqa: S608
 SELECT_POSTED_AMONG = (
-    f"SELECT call_id, rule, charged_nano_usd, {CHARGED_COLUMNS} FROM usage_events"  # noqa: S608
+    f"SELECT call_id, rule, charged_nano_usd, account_id, {CHARGED_COLUMNS} FROM usage_events"  # noqa: S608
     " WHERE call_id IN (SELECT value FROM json_each(?))"
 )
 
@@ -68,7 +68,7 @@ def flags_of(text: str) -> tuple[str, ...]:
 
 def posted_call(row: Row) -> PostedCall:
     """A row of SELECT_POSTED_AMONG."""
-    return PostedCall(row[0], row[1], row[2], TokenUsage(*row[3:]))
+    return PostedCall(row[0], row[1], row[2], TokenUsage(*row[4:]), row[3])
 
 
 def transfer(row: Row) -> Transfer:

@@ -12,11 +12,12 @@ from services.metering.ledger import GRANT_RULES, PromotionTerms, Transfer, acco
 from services.metering.ports import AuditedCall, BalanceNotice, CustomerRow
 from services.metering.pricing import PriceBook, read_canonical_json
 
-_SIDES = """
-SELECT account, sum(amount) FROM (
-    SELECT credit AS account, amount_nano_usd AS amount FROM transfers {where}
-    UNION ALL SELECT debit, -amount_nano_usd FROM transfers {where}
-) GROUP BY account"""
+_DIFFERING = """
+SELECT account, sum(moved), sum(stored) FROM (
+    SELECT credit AS account, amount_nano_usd AS moved, 0 AS stored FROM transfers {where}
+    UNION ALL SELECT debit, -amount_nano_usd, 0 FROM transfers {where}
+    UNION ALL SELECT account, 0, balance_nano_usd FROM balances {own}
+) {own} GROUP BY account HAVING sum(moved) <> sum(stored) ORDER BY account"""
 _CUSTOMERS = """
 SELECT account, balance_nano_usd, lifetime_paid_nano_usd, promotional_nano_usd, seq FROM balances
 WHERE account GLOB 'customer:*'"""
@@ -35,13 +36,15 @@ class SqliteSnapshot:
         found = self._sql.execute("SELECT version, canonical_json FROM price_books")
         return {version: read_canonical_json(text) for version, text in found}
 
-    def balances(self, account_id: str) -> dict[str, int]:
-        where, values = ("WHERE account = ?", (customer_account(account_id),)) if account_id else ("", ())
-        return dict(self._sql.execute(f"SELECT account, balance_nano_usd FROM balances {where}", values))  # noqa: S608
+    def balance_total(self) -> int:
+        (total,) = self._sql.execute("SELECT coalesce(sum(balance_nano_usd), 0) FROM balances").fetchone()
+        return int(total)
 
-    def recomputed_balances(self, account_id: str) -> dict[str, int]:
+    def differing_balances(self, account_id: str) -> Iterator[tuple[str, int, int]]:
         where, values = _of_customer(account_id)
-        return dict(self._sql.execute(_SIDES.format(where=where), values * 2))
+        own, ledger_account = ("WHERE account = ?", (customer_account(account_id),)) if account_id else ("", ())
+        statement = _DIFFERING.format(where=where, own=own)
+        return iter(self._sql.execute(statement, (*values * 2, *ledger_account, *ledger_account)))
 
     def customers(self, account_id: str) -> Iterator[CustomerRow]:
         extra, values = (" AND account = ?", (customer_account(account_id),)) if account_id else ("", ())

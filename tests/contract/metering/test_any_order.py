@@ -130,16 +130,15 @@ class Journey:
 
     async def _deliver(self, limit: int) -> None:
         """What the outbox does; a crash may come before the acknowledgement is written."""
-        notices = await self.store.notices(0, limit)
-        if not notices:
-            return
-        latest = coalesce(notices)
-        for notice in latest:
-            if notice.seq > self.heard.get(notice.account_id, (0, 0))[0]:
-                self.heard[notice.account_id] = (notice.seq, notice.balance_nano_usd)
-            self.closed |= set(notice.closed_call_ids)
-        seqs = {notice.account_id: notice.seq for notice in latest}
-        self.store.commit_soon(lambda transaction: transaction.forget_notices(notices[-1].row_id, seqs))
+        async with self.store.claim_notices(limit) as claim:
+            if not claim.notices:
+                return
+            latest = coalesce(claim.notices)
+            for notice in latest:
+                if notice.seq > self.heard.get(notice.account_id, (0, 0))[0]:
+                    self.heard[notice.account_id] = (notice.seq, notice.balance_nano_usd)
+                self.closed |= set(notice.closed_call_ids)
+            await claim.delivered(claim.notices, {notice.account_id: notice.seq for notice in latest})
 
     async def _crash(self, _: None) -> None:
         """Goes on from the files as they are at this moment, which is what a killed process leaves."""

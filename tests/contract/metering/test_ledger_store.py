@@ -202,7 +202,8 @@ async def test_a_full_queue_refuses_at_once(path: Path) -> None:
 async def test_work_for_later_runs_with_the_next_group_and_survives_a_close(path: Path) -> None:
     async with open_ledger(path) as store:
         await Bookkeeper(store).grant(a_credit())
-        store.commit_soon(lambda transaction: transaction.forget_notices(10, {ACCOUNT: 1}))
+        async with store.claim_notices(10) as claim:
+            await claim.delivered(claim.notices, {ACCOUNT: 1})
 
     async with open_ledger(path) as store:
         assert await store.notices(0, 10) == []
