@@ -125,7 +125,7 @@ class Admissions:
         request = self._request(order, call)
         response = await self._admit(request)
         while (outcome := response.WhichOneof("outcome")) == "wait":
-            await self._await_outcome(response.wait.call_id, call)
+            await self._await_outcome(response, call)
             response = await self._admit(request)
         profile = order.profile
         call.note(account_id=response.account_id, profile=profile.slug)
@@ -155,7 +155,10 @@ class Admissions:
     async def extend(self, opened: OpenCall, amount_nano_usd: int) -> bool:
         """Raises what is held to an amount; false: the balance does not cover it. Raises when nobody can tell."""
         request = pb.ExtendRequest(
-            call_id=opened.order.call_id, run_id=opened.hold.run_id, amount_nano_usd=amount_nano_usd
+            call_id=opened.order.call_id,
+            run_id=opened.hold.run_id,
+            amount_nano_usd=amount_nano_usd,
+            account_id=opened.hold.account_id,
         )
         try:
             response = await self._admission.Extend(request, timeout=_TIMEOUT_S)
@@ -201,17 +204,28 @@ class Admissions:
         try:
             return await self._admission.Admit(request, timeout=_TIMEOUT_S)
         except DeadlineExceededError as error:
-            self._finisher.void(request.call_id, request.run_id)
+            self._finisher.void(_void_of(request))
             raise ServiceUnavailableError("the call could not be admitted in time", retry_in=_RETRY_IN) from error
         except (ServiceUnavailableError, asyncio.CancelledError):
             # The decision may have been made: release what it may have taken.
-            self._finisher.void(request.call_id, request.run_id)
+            self._finisher.void(_void_of(request))
             raise
 
-    async def _await_outcome(self, call_id: str, call: Call) -> None:
+    async def _await_outcome(self, response: pb.AdmitResponse, call: Call) -> None:
         now_s = asyncio.get_running_loop().time()
         left_s = call.deadline - now_s if call.deadline is not None else _TIMEOUT_S
-        await self._admission.AwaitOutcome(pb.AwaitOutcomeRequest(call_id=call_id), timeout=max(0.001, left_s))
+        request = pb.AwaitOutcomeRequest(call_id=response.wait.call_id, account_id=response.account_id)
+        await self._admission.AwaitOutcome(request, timeout=max(0.001, left_s))
+
+
+def _void_of(request: pb.AdmitRequest) -> pb.VoidRequest:
+    """Releases what an Admit may have taken whose answer never came; whose account it was, only auth can tell."""
+    return pb.VoidRequest(
+        call_id=request.call_id,
+        run_id=request.run_id,
+        account_id=request.only_account_id,
+        credential=None if request.only_account_id else request.credential,
+    )
 
 
 def _refusal(order: Order, response: pb.AdmitResponse) -> GatewayError:

@@ -30,6 +30,7 @@ from services.runtime.errors import UsageUnrecordableError
 _MAX_MODEL = 256
 
 COMPLETE, REFUSED, BALANCE_CUT = pb.ENDING_COMPLETE, pb.ENDING_REFUSED, pb.ENDING_BALANCE_CUT
+RESCUED = pb.ENDING_RESCUED
 
 _NAMES = {number: name.removeprefix("ENDING_").lower() for name, number in pb.Ending.items()}
 
@@ -99,12 +100,17 @@ class Settlement:
     def void(self, opened: OpenCall) -> None:
         """The call came to nothing."""
         self._leases.drop(opened.order.call_id)
-        self._finisher.void(opened.order.call_id, opened.hold.run_id)
+        hold = opened.hold
+        self._finisher.void(
+            admission_pb.VoidRequest(call_id=opened.order.call_id, run_id=hold.run_id, account_id=hold.account_id)
+        )
         metrics.ENDINGS.by[opened.profile.slug, "void"] += 1
 
     def _finish(self, opened: OpenCall, ended: Ended, outcome: Outcome) -> None:
         hold = opened.hold
-        finished = admission_pb.FinishedHold(call_id=hold.call_id, run_id=hold.run_id, used_tokens=used_tokens(ended))
+        finished = admission_pb.FinishedHold(
+            call_id=hold.call_id, run_id=hold.run_id, used_tokens=used_tokens(ended), account_id=hold.account_id
+        )
         if outcome is not None:  # with metering; what is not is renewed until it is
             self._leases.drop(hold.call_id)
             if outcome.HasField("charged_nano_usd"):

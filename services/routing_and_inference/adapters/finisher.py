@@ -55,10 +55,10 @@ class Finisher:
         self._wake.set()
         self._idle.clear()
 
-    def void(self, call_id: str, run_id: str) -> None:
+    def void(self, void: pb.VoidRequest) -> None:
         """The call came to nothing and will not be recorded."""
         if len(self._voided) < _MOST_QUEUED:
-            self._voided.append(pb.VoidRequest(call_id=call_id, run_id=run_id))
+            self._voided.append(void)
         self._wake.set()
         self._idle.clear()
 

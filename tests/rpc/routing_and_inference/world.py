@@ -206,6 +206,11 @@ class FakeMetering(MeteringServiceServicer):
     ) -> metering_pb.ResolveOutcomesResponse:
         raise NotImplementedError
 
+    async def ReadBalances(
+        self, request: metering_pb.ReadBalancesRequest, context: Any
+    ) -> metering_pb.ReadBalancesResponse:
+        raise NotImplementedError
+
     async def RegisterPriceBook(
         self, request: metering_pb.RegisterPriceBookRequest, context: Any
     ) -> metering_pb.RegisterPriceBookResponse:
