@@ -11,7 +11,9 @@ from typing import NamedTuple
 MAX_GRANT_NANO_USD = 9_000_000_000_000_000
 MAX_BALANCE_NANO_USD = 9_000_000_000_000_000
 EXPIRY_RULE = "expire.promotion"
+REFUND_RULE = "refund.purchase"
 _CUSTOMER = "customer:"
+_CORRECTION = "correct."
 _NEVER_US = 1 << 62
 
 
@@ -39,11 +41,24 @@ _SOURCES = {
     CreditKind.PROMOTION: PROMOTIONS,
     CreditKind.REFUND: "refunds",
 }
+PAYMENTS = _SOURCES[CreditKind.PURCHASE]
 GRANT_RULES = {kind.rule: kind for kind in CreditKind}
+
+CHARGE_CORRECTION = "correct.charge"
+REFUND_CORRECTION = "correct.refund"
+CREDIT_CORRECTIONS = {
+    "correct.purchase": CreditKind.PURCHASE,
+    "correct.promotion": CreditKind.PROMOTION,
+    "correct.credit": CreditKind.REFUND,
+}
 
 
 class Transfer(NamedTuple):
-    """Money moved from `debit` to `credit`. `reference` names the promotion that an expiry ends."""
+    """Money moved from `debit` to `credit`.
+
+    `reference` names the promotion that an expiry ends, the transfer that a correction corrects, or the receipt of a
+    payment.
+    """
 
     transfer_id: str
     debit: str
@@ -135,6 +150,33 @@ class Customer:
             self.promotions.append(promotion)
             self.promotions.sort(key=lambda each: each.burns_at)
 
+    @property
+    def refundable_nano_usd(self) -> int:
+        """What was purchased and is not spent. Promotions are spent first, so the rest of the balance was paid for."""
+        return max(0, min(self.lifetime_paid_nano_usd, self.balance_nano_usd - self.promotional_nano_usd))
+
+    def receive_payment(self, amount_nano_usd: int) -> None:
+        """Applies a payment (positive), or one that went back (negative): at most what is refundable."""
+        self.balance_nano_usd += amount_nano_usd
+        self.lifetime_paid_nano_usd += amount_nano_usd
+
+    def give_back(self, amount_nano_usd: int) -> None:
+        """Applies the correction of a charge. What it gives back is no promotion."""
+        self.balance_nano_usd += amount_nano_usd
+
+    def take_back(self, kind: CreditKind, grant_id: str, amount_nano_usd: int) -> None:
+        """Applies the correction of a credit. Of a promotion, what is left of it goes first."""
+        self.balance_nano_usd -= amount_nano_usd
+        if kind is CreditKind.PURCHASE:
+            self.lifetime_paid_nano_usd -= amount_nano_usd
+        own = next((each for each in self.promotions if each.grant_id == grant_id), None)
+        if own is not None:
+            self._burn(own, min(own.remaining_nano_usd, amount_nano_usd))
+        for promotion in tuple(self.promotions):  # a debt eats promotions
+            excess = self.promotional_nano_usd - max(0, self.balance_nano_usd)
+            if excess > 0:
+                self._burn(promotion, min(excess, promotion.remaining_nano_usd))
+
     def due(self, now_us: int) -> list[Promotion]:
         """The promotions that have expired and still have something left."""
         return [each for each in self.promotions if each.expires_at_us is not None and each.expires_at_us <= now_us]
@@ -164,17 +206,30 @@ def replay(account_id: str, transfers: Iterable[Transfer], terms: Iterable[Promo
     expiries = {each.grant_id: each.expires_at_us for each in terms}
     customer = Customer(account_id)
     for transfer in transfers:
-        amount = transfer.amount_nano_usd
         kind = GRANT_RULES.get(transfer.rule)
         if kind is CreditKind.PROMOTION:
-            customer.receive_promotion(transfer.transfer_id, amount, expiries.get(transfer.transfer_id))
+            expires_at_us = expiries.get(transfer.transfer_id)
+            customer.receive_promotion(transfer.transfer_id, transfer.amount_nano_usd, expires_at_us)
         elif kind is not None:
-            customer.receive(kind, amount)
+            customer.receive(kind, transfer.amount_nano_usd)
         elif transfer.rule == EXPIRY_RULE:
             _replay_expiry(customer, transfer)
+        elif transfer.rule == REFUND_RULE or transfer.rule.startswith(_CORRECTION):
+            apply_reversal(customer, transfer)
         else:
-            customer.pay(amount if transfer.debit == own else -amount)
+            customer.pay(transfer.amount_nano_usd if transfer.debit == own else -transfer.amount_nano_usd)
     return customer
+
+
+def apply_reversal(customer: Customer, transfer: Transfer) -> None:
+    """Applies a refund or a correction."""
+    amount, kind = transfer.amount_nano_usd, CREDIT_CORRECTIONS.get(transfer.rule)
+    if kind is not None:
+        customer.take_back(kind, transfer.reference or "", amount)
+    elif transfer.rule == CHARGE_CORRECTION:
+        customer.give_back(amount)
+    else:
+        customer.receive_payment(amount if transfer.rule == REFUND_CORRECTION else -amount)
 
 
 def _replay_expiry(customer: Customer, transfer: Transfer) -> None:

@@ -63,6 +63,15 @@ class UsageRecord(NamedTuple):
     recorded_at_us: int
 
 
+class BalanceEvent(NamedTuple):
+    """A balance fell below a threshold."""
+
+    account_id: str
+    threshold_nano_usd: int
+    balance_nano_usd: int  # after the transfer that crossed it
+    occurred_at_us: int
+
+
 class BalanceNotice(NamedTuple):
     """A row of the outbox: what auth-and-limits has to hear about an account."""
 
@@ -113,6 +122,24 @@ class LedgerTransaction(Protocol):
     def add_grant(self, grant: GrantRecord) -> None:
         """Appends a credit's record; its transfer is added on its own."""
 
+    def transfer_of(self, transfer_id: str, account_id: str) -> Transfer | None:
+        """A transfer of this customer, or None."""
+
+    def taken_back_nano_usd(self, transfer_id: str) -> int:
+        """The sum of the transfers whose `reference` is this one: its corrections, and the end of a promotion."""
+
+    def add_balance_event(self, event: BalanceEvent) -> None:
+        """Appends a crossing of a threshold, for ever, and until it is announced to the rows that wait for it.
+
+        Rare: only a balance that falls below a threshold makes one.
+        """
+
+    def unannounced_balance_events(self, limit: int) -> list[tuple[int, BalanceEvent]]:
+        """The oldest crossings that wait to be announced, each with its row."""
+
+    def forget_balance_events(self, row_ids: Sequence[int]) -> None:
+        """Lets announced crossings wait no more. They stay on record."""
+
     def accounts_with_due_promotions(self, now_us: int, limit: int) -> list[str]:
         """Accounts that have an expired promotion with something left."""
 
@@ -150,6 +177,105 @@ class EntryRow(NamedTuple):
 
     row_id: int
     transfer: Transfer
+
+
+class UsageSelection(NamedTuple):
+    """Which calls. Every list that is not empty must have the call's value."""
+
+    account_id: str  # empty: of all accounts
+    span: Span  # of the instant of recording
+    key_ids: tuple[str, ...] = ()
+    applications: tuple[str, ...] = ()
+    profiles: tuple[str, ...] = ()
+    upstreams: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+
+
+class GroupedSum(NamedTuple):
+    """Calls, tokens and money of a group, and of a group within it."""
+
+    group: str
+    then_group: str
+    calls: int
+    usage: TokenUsage
+    charged_nano_usd: int
+
+
+class CallOnRecord(NamedTuple):
+    """A call with its prices and its transfers: the charge, then what corrects it."""
+
+    record: UsageRecord
+    price_book: PriceBook
+    transfers: tuple[Transfer, ...]
+
+
+class CreditOnRecord(NamedTuple):
+    """A credit and what became of it."""
+
+    row_id: int
+    grant: GrantRecord
+    remaining_nano_usd: int | None  # of a promotion
+    taken_back_nano_usd: int
+
+
+class BalanceEventRow(NamedTuple):
+    """A crossing and its place."""
+
+    row_id: int
+    event: BalanceEvent
+
+
+class StatementFacts(NamedTuple):
+    """What a statement is made of, as one consistent view."""
+
+    opening_nano_usd: int
+    entries: tuple[tuple[str, str, bool, int, int], ...]  # rule, counterpart, of a call?, how many, signed sum
+    usage: tuple[GroupedSum, ...]  # by profile
+    closing_nano_usd: int
+
+
+class Reports(Protocol):
+    """What people read: may scan much, so it has connections of its own and never stands in the way of a call.
+
+    Every method is one consistent view, and raises StoreUnavailableError when the store fails or takes too long.
+    Positions are (instant, row); `before` lists newest first, `after` oldest first.
+    """
+
+    async def sums(self, selection: UsageSelection, groupings: tuple[str, str]) -> list[GroupedSum]:
+        """Sums by two of `account`, `profile`, `key`, `application`, `upstream`, `day`, `hour` and `total`."""
+
+    async def usage(
+        self, selection: UsageSelection, call_id: str, before: tuple[int, int] | None, limit: int
+    ) -> list[UsageRecord]:
+        """Calls, newest first; of one id, if it is not empty."""
+
+    async def call(self, call_id: str, account_id: str) -> CallOnRecord | None:
+        """A call of this account, or of any if it is empty; None if there is none."""
+
+    async def credits(self, account_id: str, before: tuple[int, int] | None, limit: int) -> list[CreditOnRecord]:
+        """Grants, newest first."""
+
+    async def balance_events(
+        self, account_id: str, before: tuple[int, int] | None, limit: int
+    ) -> list[BalanceEventRow]:
+        """Crossings, newest first."""
+
+    async def statement(self, account_id: str, span: Span) -> StatementFacts:
+        """Everything that happened to a balance in a span."""
+
+    async def exported_calls(
+        self, account_id: str, span: Span, after: tuple[int, int], limit: int
+    ) -> list[UsageRecord]:
+        """Calls, oldest first."""
+
+    async def exported_entries(self, account_id: str, span: Span, after: tuple[int, int], limit: int) -> list[EntryRow]:
+        """Transfers that are no calls, oldest first."""
+
+    async def export_size(self, account_id: str, span: Span) -> int:
+        """How many calls and other transfers there are."""
+
+    async def price_books(self) -> Mapping[str, PriceBook]:
+        """Every registered book, by version."""
 
 
 class LedgerStore(Protocol):

@@ -4,9 +4,10 @@ Owns the text of the schema and its version; refuses to read or write a row of i
 """
 
 import sqlite3
+from collections.abc import Sequence
 
 APPLICATION_ID = 0x4D57534C  # "MWSL": the file is a ledger of ours
-VERSION = 1
+VERSION = 2
 
 USAGE_CLASSES = (
     "input_tokens",
@@ -131,14 +132,43 @@ CREATE TABLE acknowledged (
 ) STRICT, WITHOUT ROWID;
 """
 
-APPEND_ONLY_TABLES = ("price_books", "usage_events", "transfers", "grants", "void_markers", "rejected_events")
+# What version 2 added to version 1: it is made in a new file, and in one that an earlier release left.
+_SINCE_2 = """
+-- Corrections by what they correct, and ends of promotions. No charge has a reference, so it costs a call nothing.
+CREATE INDEX transfers_by_reference ON transfers (reference) WHERE reference IS NOT NULL;
+
+-- A balance fell below a threshold.
+CREATE TABLE balance_events (
+    id INTEGER PRIMARY KEY,
+    account_id TEXT NOT NULL,
+    threshold_nano_usd INTEGER NOT NULL,
+    balance_nano_usd INTEGER NOT NULL,
+    occurred_at_us INTEGER NOT NULL
+) STRICT;
+CREATE INDEX balance_events_by_account ON balance_events (account_id, occurred_at_us);
+
+-- The events that nobody has been told of yet.
+CREATE TABLE unannounced_balance_events (
+    id INTEGER PRIMARY KEY
+) STRICT;
+"""
+
+APPEND_ONLY_TABLES = (
+    "price_books",
+    "usage_events",
+    "transfers",
+    "grants",
+    "void_markers",
+    "rejected_events",
+    "balance_events",
+)
 
 
-def _triggers() -> str:
+def _triggers(tables: Sequence[str]) -> str:
     return "\n".join(
         f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
         f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END;"
-        for table in APPEND_ONLY_TABLES
+        for table in tables
         for verb in ("UPDATE", "DELETE")
     )
 
@@ -148,12 +178,17 @@ class UnknownSchemaError(Exception):
 
 
 def prepare(connection: sqlite3.Connection) -> None:
-    """Makes the schema in an empty file. Raises UnknownSchemaError unless the file is ours and of this version."""
+    """Makes the schema in an empty file, and brings one of version 1 up to date.
+
+    Raises UnknownSchemaError unless the file is ours and of this version.
+    """
     connection.execute("BEGIN IMMEDIATE")
     if _is_empty(connection):
-        for statement in _statements(_TABLES + _triggers()):
-            connection.execute(statement)
+        _run(connection, _TABLES + _SINCE_2 + _triggers(APPEND_ONLY_TABLES))
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+    elif application_and_version(connection) == (APPLICATION_ID, 1):
+        _run(connection, _SINCE_2 + _triggers(["balance_events"]))
         connection.execute(f"PRAGMA user_version = {VERSION}")
     connection.execute("COMMIT")
     application_id, version = application_and_version(connection)
@@ -173,6 +208,11 @@ def application_and_version(connection: sqlite3.Connection) -> tuple[int, int]:
 
 def _is_empty(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT 1 FROM sqlite_schema").fetchone() is None
+
+
+def _run(connection: sqlite3.Connection, script: str) -> None:
+    for statement in _statements(script):
+        connection.execute(statement)
 
 
 def _statements(script: str) -> list[str]:

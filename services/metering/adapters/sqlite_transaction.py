@@ -12,7 +12,7 @@ from services.metering.adapters import sqlite_rows as rows
 from services.metering.adapters.sqlite_reads import read_customer
 from services.metering.charging import Charge, UsageEvent
 from services.metering.ledger import Customer, Transfer, customer_account, is_customer
-from services.metering.ports import BalanceNotice, GrantRecord, PostedCall, Rejection
+from services.metering.ports import BalanceEvent, BalanceNotice, GrantRecord, PostedCall, Rejection
 from services.metering.pricing import PriceBook, read_canonical_json
 
 _SAVE_BALANCE = """
@@ -30,6 +30,11 @@ ON CONFLICT (grant_id) DO UPDATE SET remaining_nano_usd = excluded.remaining_nan
 _ADD_NOTICE = """
 INSERT INTO outbox (account_id, seq, balance_nano_usd, lifetime_paid_nano_usd, closed_call_ids)
 VALUES (?, ?, ?, ?, ?)"""
+_ADD_BALANCE_EVENT = """
+INSERT INTO balance_events (account_id, threshold_nano_usd, balance_nano_usd, occurred_at_us) VALUES (?, ?, ?, ?)"""
+_UNANNOUNCED_BALANCE_EVENTS = """
+SELECT id, account_id, threshold_nano_usd, balance_nano_usd, occurred_at_us
+FROM unannounced_balance_events JOIN balance_events USING (id) ORDER BY id LIMIT ?"""
 _ACKNOWLEDGE = """
 INSERT INTO acknowledged (account_id, seq) VALUES (?, ?)
 ON CONFLICT (account_id) DO UPDATE SET seq = max(seq, excluded.seq)"""
@@ -114,6 +119,32 @@ class SqliteTransaction:
 
     def add_grant(self, grant: GrantRecord) -> None:
         self._sql.execute("INSERT INTO grants VALUES (?, ?, ?, ?, ?, ?)", (*grant[:5], grant.transfer.transfer_id))
+
+    def transfer_of(self, transfer_id: str, account_id: str) -> Transfer | None:
+        self._write_gathered()
+        found = self._sql.execute(
+            rows.SELECT_TRANSFER + " WHERE transfer_id = ? AND customer = ?",
+            (transfer_id, customer_account(account_id)),
+        ).fetchone()
+        return None if found is None else rows.transfer(found)
+
+    def taken_back_nano_usd(self, transfer_id: str) -> int:
+        self._write_gathered()
+        (amount,) = self._sql.execute(
+            "SELECT coalesce(sum(amount_nano_usd), 0) FROM transfers WHERE reference = ?", (transfer_id,)
+        ).fetchone()
+        return int(amount)
+
+    def add_balance_event(self, event: BalanceEvent) -> None:
+        row_id = self._sql.execute(_ADD_BALANCE_EVENT, event).lastrowid
+        self._sql.execute("INSERT INTO unannounced_balance_events VALUES (?)", (row_id,))
+
+    def unannounced_balance_events(self, limit: int) -> list[tuple[int, BalanceEvent]]:
+        found = self._sql.execute(_UNANNOUNCED_BALANCE_EVENTS, (limit,))
+        return [(row_id, BalanceEvent(*event)) for row_id, *event in found]
+
+    def forget_balance_events(self, row_ids: Sequence[int]) -> None:
+        self._sql.executemany("DELETE FROM unannounced_balance_events WHERE id = ?", [(each,) for each in row_ids])
 
     def accounts_with_due_promotions(self, now_us: int, limit: int) -> list[str]:
         self.flush()

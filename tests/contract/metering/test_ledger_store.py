@@ -17,7 +17,7 @@ from services.metering.adapters.sqlite_ledger import SqliteLedger, open_ledger
 from services.metering.adapters.sqlite_schema import APPEND_ONLY_TABLES, UnknownSchemaError
 from services.metering.charging import UsageEvent
 from services.metering.ledger import CreditKind
-from services.metering.ports import LedgerTransaction, Rejection
+from services.metering.ports import BalanceEvent, LedgerTransaction, Rejection
 from services.metering.usage import Moment, OutcomeKind, RecordOutcome
 from services.runtime.errors import StoreUnavailableError
 from services.runtime.ids import new_id
@@ -57,6 +57,8 @@ async def fill(books: Bookkeeper) -> None:
     await books.grant(a_credit())
     await books.record(an_event(), Rejection("x", "why", "{}"))
     await books.resolve(new_id())
+    event = BalanceEvent(ACCOUNT, 10, 5, NOW_US)
+    await books.store.commit(lambda transaction: transaction.add_balance_event(event))
 
 
 @pytest.mark.parametrize("table", APPEND_ONLY_TABLES)
