@@ -12,6 +12,7 @@ from mws.inference.v1.generation_pb2 import GenerationEvent
 
 from services.routing_and_inference.bounding import TextMeter, estimated_tokens, output_bound_tokens
 from services.routing_and_inference.ports import FailureKind, UpstreamFailure
+from services.routing_and_inference.rescue import Overlap, Said
 
 # The text of an event, as far as it counts as output.
 _TEXT_OF: Mapping[str, Callable[[Any], str]] = {
@@ -35,11 +36,14 @@ class Answer:
         self.was_accepted = False
         self.has_delivered = False
         self.is_balance_cut = False
+        self.is_rescued = False  # it broke off after content, and went on
+        self.said = Said()
         self.finished: pb.Finished | None = None
         self.kept: list[GenerationEvent] = []  # of an answer that leaves in one piece
         self._text = TextMeter()
         self._started: GenerationEvent | None = None
         self._lead: GenerationEvent | None = None  # `message_started`, until it has left
+        self._overlap: Overlap | None = None  # of an attempt that goes on with what has left
 
     def begin(self, upstream: str) -> int:
         """Another upstream is tried; what the one before said is forgotten. Returns the number of the attempt."""
@@ -47,34 +51,50 @@ class Answer:
         self.attempt += 1
         self.finished = self._started = self._lead = None
         self.kept = []
+        self.said = Said()
         self._text = TextMeter()
+        return self.attempt
+
+    def go_on(self, upstream: str, overlap: Overlap) -> int:
+        """Another attempt goes on where the one before broke off. Returns the number of the attempt."""
+        self.upstream = upstream
+        self.attempt += 1
+        self.is_rescued = True
+        self.finished = None
+        self._overlap = overlap
         return self.attempt
 
     def take(self, batch: Sequence[GenerationEvent]) -> Sequence[GenerationEvent]:
         """What may leave of a batch: `message_started` only with the first content, `finished` not at all."""
+        if self._overlap is not None:
+            batch = self._overlap.remove(batch)
         content: list[GenerationEvent] = []
         for event in batch:
             kind = event.WhichOneof("kind")
-            text_of = _TEXT_OF.get(kind) if kind is not None else None
-            if text_of is not None:
-                self._text.add(text_of(event))
-            elif kind == "message_started":
+            if kind == "message_started":
                 self._started = self._lead = event
                 self.was_accepted = True
-                continue
             elif kind == "finished":
                 self.finished = event.finished
-                continue
-            content.append(event)
+            elif kind is not None:
+                self._count(kind, event)
+                content.append(event)
         if content and self._lead is not None:
             content.insert(0, self._lead)
             self._lead = None
         if not self._is_streamed:
             self.kept += content
             return ()
-        if content:
-            self.has_delivered = True
+        self.has_delivered = self.has_delivered or bool(content)
         return content
+
+    def _count(self, kind: str, event: GenerationEvent) -> None:
+        text_of = _TEXT_OF.get(kind)
+        text = "" if text_of is None else text_of(event)
+        if text:
+            self._text.add(text)
+        if self._is_streamed:
+            self.said.note(kind, text)
 
     def require_end(self) -> None:
         """Raises UpstreamFailure if the upstream stopped without saying so."""
@@ -102,6 +122,8 @@ class Answer:
 
     def reported(self) -> TokenUsage | None:
         """What the upstream reported. Before its end only the prompt's counts are final."""
+        if self.is_rescued:
+            return None  # each attempt knows of its own part alone
         if self.finished is not None:
             return self.finished.usage if self.finished.HasField("usage") else None
         if self._started is None or not self._started.message_started.HasField("usage"):
@@ -122,6 +144,8 @@ class Answer:
         else:
             assert self.finished is not None
             finished.CopyFrom(self.finished)
+            if self.is_rescued:
+                finished.usage.Clear()
             finished.usage_estimated = self._complete(finished.usage)
         if charged_nano_usd is not None:
             finished.charged_nano_usd = charged_nano_usd

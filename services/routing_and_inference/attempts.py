@@ -1,10 +1,10 @@
-"""The attempts of one call: which upstream next, what became of each, and which error they add up to.
+"""The attempts of one call: which upstream next and when, what became of each, and which error they add up to.
 
-Owns failover before content; refuses to call upstreams and to look at what they say.
+Owns failover, repeats and their waits; refuses to call upstreams and to look at what they say.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from types import TracebackType
 
@@ -12,7 +12,7 @@ from mws.inference.v1 import generation_pb2 as pb
 
 from services.routing_and_inference import metrics
 from services.routing_and_inference.catalog import Profile, UpstreamTarget
-from services.routing_and_inference.fleet import Fleet, Visit, outcome_of
+from services.routing_and_inference.fleet import Fleet, UpstreamState, Visit, outcome_of
 from services.routing_and_inference.ports import FailureKind, UpstreamFailure
 from services.runtime.errors import (
     ContextTooLongError,
@@ -25,43 +25,64 @@ from services.runtime.errors import (
 )
 
 _RETRY_IN = timedelta(seconds=1)
-_SECOND_TRY_AFTER_S = 0.1
-_REPEATABLE_STATUSES = (0, 500, 502, 503, 504)
+_ROUNDS = 3  # how often one upstream may be tried for one call
+_MOST_ATTEMPTS = 4  # after so many in all, nobody gets a second chance
+_FIRST_WAIT_S = 0.2  # the longest wait before the second round; doubled before the third
+_LONGEST_WAIT_S = 5.0  # an upstream that asks for more patience than this is not waited for
+_HICCUPS = (0, 500, 502, 503, 504)  # statuses that may be gone at the next try; 0: no answer at all
+
+Fits = Callable[[UpstreamTarget], bool]
+"""Whether a target can take the call on."""
 
 
 class Attempts:
     """Get the next upstream with `next` and make the attempt inside `with attempts:`, which takes note of how it ends.
 
-    An UpstreamFailure goes no further; whatever else is raised does.
+    An UpstreamFailure goes no further; whatever else is raised does. Every candidate is tried once, one after the other
+    without a wait. Then those whose failure may have been a hiccup are tried again, after a wait with full jitter
+    (or as long as they asked for), as far as their budget for repeats goes.
     """
 
     def __init__(self, fleet: Fleet, profile: Profile) -> None:
         self._fleet = fleet
         self._profile = profile
-        self._order: Iterator[Visit] = fleet.order(profile)
+        self._order: Iterator[UpstreamState] = fleet.order(profile)
+        self._round = 1
         self._visit: Visit | None = None
+        self._upstream = ""  # of the last attempt
         self._last: UpstreamFailure | None = None
         self._failures: list[UpstreamFailure] = []
-        self._may_repeat = len(profile.upstreams) == 1
+        self._waits_s: dict[str, float] = {}  # upstreams worth another try -> how long they want to be left alone
+        self._too_small: set[str] = set()  # models for which the prompt is too long
         self.made: list[pb.Attempt] = []
         self.has_served = False  # an attempt came to its end
         self.was_accepted = False  # a failed attempt had been answered with a 2xx head
 
-    async def next(self) -> UpstreamTarget | None:
-        """The upstream to try now; None when none is left, or when trying another makes no sense.
-
-        An only upstream gets a second chance after a failure that may be a hiccup, while its circuit is closed.
-        """
-        if self._last is not None and not self._last.retryable:
+    async def next(self, fits: Fits | None = None) -> UpstreamTarget | None:
+        """The upstream to try now; None when none is left, or when trying another makes no sense."""
+        if self._last is not None and self._is_final(self._last, fits):
             return None
-        visit = next(self._order, None)
-        if visit is None and self._is_hiccup():
-            self._may_repeat = False
-            await asyncio.sleep(_SECOND_TRY_AFTER_S)
-            self._order = self._fleet.order(self._profile)
-            visit = next(self._order, None)
+        visit = self._take(fits)
+        if visit is None and (wait_s := self._wait_s()) is not None:
+            self._round += 1
+            await asyncio.sleep(wait_s)
+            self._order = self._fleet.repeats(self._profile, frozenset(self._waits_s))
+            self._waits_s = {}
+            visit = self._take(fits)
         self._visit = visit
-        return None if visit is None else visit.state.target
+        if visit is None:
+            return None
+        self._upstream = visit.state.target.name
+        return visit.state.target
+
+    @property
+    def was_rejected(self) -> bool:
+        """The last attempt was refused for what was asked."""
+        return self._last is not None and self._last.kind is FailureKind.REJECTED
+
+    def allow_another_try(self) -> None:
+        """The upstream of the last attempt may do what will be asked next."""
+        self._waits_s[self._upstream] = 0.0
 
     def __enter__(self) -> None:
         """The attempt begins."""
@@ -75,6 +96,7 @@ class Attempts:
         elif isinstance(error, UpstreamFailure):
             self._last = error
             self._failures.append(error)
+            self._learn(error)
             self.was_accepted = self.was_accepted or error.accepted
             self._end(outcome_of(error), error.kind.value).failed(error)
             return True
@@ -104,13 +126,37 @@ class Attempts:
             return UpstreamTimeoutError("the upstream did not answer in time")
         return UpstreamUnavailableError("no upstream could serve the call", retry_in=_RETRY_IN)
 
-    def _is_hiccup(self) -> bool:
-        last = self._last
-        if last is None or not self._may_repeat:
+    def _take(self, fits: Fits | None) -> Visit | None:
+        for state in self._order:
+            target = state.target
+            if target.model not in self._too_small and (fits is None or fits(target)):
+                return self._fleet.visit(state, is_repeat=self._round > 1)
+        return None
+
+    def _is_final(self, last: UpstreamFailure, fits: Fits | None) -> bool:
+        """Whether every other upstream would fail as well. A way to go on that one refuses another may have."""
+        if last.retryable or last.kind is FailureKind.CONTEXT_TOO_LONG:
             return False
-        return last.kind is FailureKind.CUT or (
-            last.kind is FailureKind.UNAVAILABLE and last.status in _REPEATABLE_STATUSES
-        )
+        return fits is None or last.kind is FailureKind.CONTRADICTION
+
+    def _learn(self, failure: UpstreamFailure) -> None:
+        visit = self._visit
+        assert visit is not None
+        target = visit.state.target
+        if failure.kind is FailureKind.CONTEXT_TOO_LONG:
+            self._too_small.add(target.model)
+        elif (wait_s := _patience_s(failure)) is not None:
+            self._waits_s[target.name] = wait_s
+
+    def _wait_s(self) -> float | None:
+        """How long to wait before a further round; None: there is none."""
+        if self._round >= _ROUNDS or len(self.made) >= _MOST_ATTEMPTS or not self._waits_s:
+            return None
+        wait_s = min(self._waits_s.values())
+        if wait_s > _LONGEST_WAIT_S:
+            return None
+        jitter_s: float = self._fleet.random() * _FIRST_WAIT_S * 2 ** (self._round - 1)
+        return max(wait_s, jitter_s)
 
     def _end(self, outcome: str, kind: str = "") -> Visit:
         visit, self._visit = self._visit, None
@@ -119,6 +165,18 @@ class Attempts:
         self.made.append(pb.Attempt(upstream=upstream, outcome=outcome))
         metrics.ATTEMPTS.by[self._profile.slug, upstream, kind or outcome] += 1
         return visit
+
+
+def _patience_s(failure: UpstreamFailure) -> float | None:
+    """How long to leave an upstream alone before it gets another try; None: another try makes no sense."""
+    if not failure.retryable:
+        return None
+    if failure.kind is FailureKind.OVERLOADED:
+        return 0.0 if failure.retry_in is None else failure.retry_in.total_seconds()
+    is_hiccup = failure.kind in (FailureKind.CUT, FailureKind.MALFORMED) or (
+        failure.kind is FailureKind.UNAVAILABLE and failure.status in _HICCUPS
+    )
+    return 0.0 if is_hiccup else None
 
 
 def context_too_long(profile: Profile, tokens: int | None = None) -> ContextTooLongError:

@@ -33,6 +33,7 @@ OPTIONS: Mapping[str, type | tuple[type, ...]] = {
     "forward_fields": list,  # unknown top-level fields of the same dialect that may reach the upstream
     "connect_timeout_s": (int, float),
     "first_byte_timeout_s": (int, float),  # until the head of the answer
+    "first_token_timeout_s": (int, float),  # until the first content of a stream; then another upstream is tried
     "idle_timeout_s": (int, float),  # between two pieces of a stream
     "max_tokens_field": str,  # `max_tokens` or `max_completion_tokens`
     "stream_usage": bool,  # ask for usage at the end of a stream; true unless stated
@@ -44,6 +45,7 @@ OPTIONS: Mapping[str, type | tuple[type, ...]] = {
     "takes_dimensions": bool,
     "tokens_per_second": (int, float),  # of the simulated upstream; 0: at once
     "reasoning": str,
+    "prefill": bool,  # writes on from an assistant's message; unless stated true for `anthropic`, false for `openai`
 }
 
 _SLUG = r"^[a-z0-9][a-z0-9._/-]{0,127}$"

@@ -12,12 +12,17 @@ from services.routing_and_inference.health import Circuit
 from services.routing_and_inference.ports import FailureKind, UpstreamFailure
 
 # The upstream did its work; the request was at fault.
-_NOT_ITS_FAULT = (FailureKind.REJECTED, FailureKind.CONTEXT_TOO_LONG)
+_NOT_ITS_FAULT = (FailureKind.REJECTED, FailureKind.CONTEXT_TOO_LONG, FailureKind.CONTRADICTION)
+
+# A share of the calls and not a count: what fails for all callers is not made worse by their repeats.
+_REPEATS_PER_CALL = 0.1
+_MOST_REPEATS = 10.0
 
 _OUTCOMES = {
     FailureKind.TIMEOUT: "timeout",
     FailureKind.CUT: "cut",
     FailureKind.MALFORMED: "malformed",
+    FailureKind.CONTRADICTION: "contradiction",
 }
 
 
@@ -40,6 +45,7 @@ class UpstreamState:
     in_flight: int = 0
     calls: int = 0
     failures: int = 0
+    repeats: float = 3.0  # how many further tries it may be given now
     last_failure: str = ""
     last_failure_at_us: int | None = None
 
@@ -96,26 +102,40 @@ class Fleet:
     ) -> None:
         self.now_s = now_s
         self.wall_us = wall_us
-        self._random = random
+        self.random = random
         self._states = {
             profile.slug: {target.name: UpstreamState(profile, target) for target in profile.upstreams}
             for profile in profiles
         }
 
-    def order(self, profile: Profile) -> Iterator[Visit]:
-        """Visits to those that may be called, in the order to try them; each begins when it is taken."""
-        states = self._states[profile.slug]
-        now_s = self.now_s()
-        candidates = [
-            state.target
-            for state in states.values()
-            if not state.is_drained and (state.circuit is health.CLOSED or health.may_call(state.circuit, now_s))
-        ]
-        for target in routing.rank(candidates, self._random):
-            state = states[target.name]
-            # Another call may have taken the probe, or broken the circuit, since the order was made.
-            if state.circuit is health.CLOSED or health.may_call(state.circuit, self.now_s()):
-                yield Visit(self, state)
+    def order(self, profile: Profile) -> Iterator[UpstreamState]:
+        """Those that may be called, in the order to try them."""
+        # Another call may take a probe, or break a circuit, while this one goes through the order.
+        return (state for state in self._ranked(profile) if self._may_call(state))
+
+    def repeats(self, profile: Profile, upstreams: frozenset[str]) -> Iterator[UpstreamState]:
+        """Of some upstreams that have failed the same call before, those that their budget allows another try."""
+        return (state for state in self.order(profile) if state.target.name in upstreams and state.repeats >= 1)
+
+    def visit(self, state: UpstreamState, *, is_repeat: bool) -> Visit:
+        """Begins a call there."""
+        if is_repeat:
+            state.repeats -= 1
+        else:
+            state.repeats = min(_MOST_REPEATS, state.repeats + _REPEATS_PER_CALL)
+        return Visit(self, state)
+
+    def _ranked(self, profile: Profile) -> list[UpstreamState]:
+        states = [state for state in self._states[profile.slug].values() if not state.is_drained]
+        if len(states) < 2:
+            return states
+        ready = {state.target.name: state for state in states if self._may_call(state)}
+        targets = [state.target for state in ready.values()]
+        ranked = routing.rank(targets, self.random, lambda target: ready[target.name].in_flight)
+        return [ready[target.name] for target in ranked]
+
+    def _may_call(self, state: UpstreamState) -> bool:
+        return state.circuit is health.CLOSED or health.may_call(state.circuit, self.now_s())
 
     def wait_s(self, profile: Profile) -> float:
         """How long until one of them may be called again; 0 when only people can tell (all are drained)."""

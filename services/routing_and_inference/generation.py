@@ -4,7 +4,7 @@ Owns the life of one call; refuses to speak any upstream's dialect and to move b
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import cast
 
 import msgspec
@@ -19,14 +19,17 @@ from services.routing_and_inference.adapters.recorder import Recorded
 from services.routing_and_inference.admission import Admissions, OpenCall, Order
 from services.routing_and_inference.answer import Answer
 from services.routing_and_inference.attempts import Attempts, context_too_long
-from services.routing_and_inference.catalog import Catalogue, Kind, Profile
+from services.routing_and_inference.catalog import Catalogue, Kind, Profile, UpstreamTarget
 from services.routing_and_inference.fleet import Fleet
+from services.routing_and_inference.patience import Batches, first_content_within
 from services.routing_and_inference.ports import Upstream, UpstreamRequest
 from services.routing_and_inference.prompt import Prompt, drop_images, read_prompt
+from services.routing_and_inference.rescue import Continuation, continuation
 from services.routing_and_inference.settlement import (
     BALANCE_CUT,
     COMPLETE,
     REFUSED,
+    RESCUED,
     Ended,
     Settlement,
     charged_of,
@@ -37,8 +40,6 @@ from services.runtime.calls import Call
 from services.runtime.errors import GatewayError, UnimplementedError
 
 _EXTEND_BEFORE_TOKENS = 512  # so much of a slice is left when the next one is asked for
-
-Batches = AsyncGenerator[Sequence[GenerationEvent], None]
 
 
 class _Run(msgspec.Struct, eq=False):
@@ -53,6 +54,8 @@ class _Run(msgspec.Struct, eq=False):
     slice_end_tokens: int | None  # output that the hold covers; None: the caller stated a maximum, held in full
     is_streamed: bool
     is_settled: bool = False
+    is_prefilled: bool = False  # the last attempt was asked to go on with the text that had left
+    refuse_prefill: set[str] = msgspec.field(default_factory=set)  # upstreams
 
 
 class Generator:
@@ -140,18 +143,45 @@ class Generator:
     async def _next(self, run: _Run) -> Batches:
         """The next attempt's answer. Fails over until content has left, and never after."""
         answer, attempts = run.answer, run.attempts
-        target = None if answer.has_delivered else await attempts.next()
+        if answer.has_delivered:
+            return await self._go_on(run)
+        target = await attempts.next()
         if target is None:
-            raise attempts.error(delivered=answer.has_delivered)
+            raise attempts.error(delivered=False)
+        return self._attempt(run, target, answer.begin(target.name), run.request.generation)
+
+    async def _go_on(self, run: _Run) -> Batches:
+        """An attempt that goes on with what has left. Raises if nobody can do that with certainty."""
+        answer, profile, generation = run.answer, run.opened.profile, run.request.generation
+        if run.is_prefilled and run.attempts.was_rejected:  # the prefill is at fault, as far as anybody can tell
+            run.refuse_prefill.add(answer.upstream)
+            run.attempts.allow_another_try()
+
+        def plan(target: UpstreamTarget) -> Continuation | None:
+            may_prefill = target.name not in run.refuse_prefill
+            return continuation(generation, answer.said, profile, target, may_prefill=may_prefill)
+
+        target = await run.attempts.next(lambda target: plan(target) is not None)
+        chosen = None if target is None else plan(target)
+        if target is None or chosen is None:
+            raise run.attempts.error(delivered=True)
+        run.is_prefilled = chosen.is_prefilled
+        return self._attempt(run, target, answer.go_on(target.name, chosen.overlap), chosen.generation)
+
+    def _attempt(self, run: _Run, target: UpstreamTarget, number: int, generation: pb.Generation) -> Batches:
         attempt = UpstreamRequest(
             call_id=run.opened.order.call_id,
-            attempt=answer.begin(target.name),
-            generation=run.request.generation,
+            attempt=number,
+            generation=generation,
             dialect=run.request.dialect,
             profile=run.opened.profile,
             target=target,
         )
-        return cast("Batches", self._upstreams[target.dialect].generate(attempt))
+        batches = cast("Batches", self._upstreams[target.dialect].generate(attempt))
+        limit_s = target.options.get("first_token_timeout_s")
+        if run.is_streamed and isinstance(limit_s, int | float):
+            return first_content_within(batches, limit_s)
+        return batches
 
     def _take(self, run: _Run, batch: Sequence[GenerationEvent]) -> Sequence[GenerationEvent]:
         had_delivered = run.answer.has_delivered
@@ -181,7 +211,10 @@ class Generator:
             ending = BALANCE_CUT
         else:
             assert answer.finished is not None
-            ending = REFUSED if answer.finished.reason == pb.FINISH_REASON_REFUSAL else COMPLETE
+            if answer.is_rescued:
+                ending = RESCUED
+            else:
+                ending = REFUSED if answer.finished.reason == pb.FINISH_REASON_REFUSAL else COMPLETE
         return self._end(run, ending)
 
     async def _broke(self, run: _Run, error: BaseException) -> None:

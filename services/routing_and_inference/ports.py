@@ -42,6 +42,7 @@ class FailureKind(enum.StrEnum):
     TIMEOUT = "timeout"  # it did not answer in time
     CUT = "cut"  # its answer broke off
     MALFORMED = "malformed"  # its answer cannot be read
+    CONTRADICTION = "contradiction"  # asked again, it says something else than what has left already
 
 
 class UpstreamFailure(Exception):  # noqa: N818 - a fact about an upstream, not yet an error of ours

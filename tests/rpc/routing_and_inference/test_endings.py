@@ -85,30 +85,37 @@ async def test_an_upstream_that_just_stops_is_a_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("failure", "expected"),
+    ("failure", "expected", "attempts"),
     [
-        pytest.param(DOWN, errors.UpstreamUnavailableError, id="down"),
+        pytest.param(DOWN, errors.UpstreamUnavailableError, 4, id="down"),
         pytest.param(
             UpstreamFailure(FailureKind.OVERLOADED, retryable=True, status=429),
             errors.UpstreamOverloadedError,
+            4,
             id="overloaded",
         ),
-        pytest.param(UpstreamFailure(FailureKind.TIMEOUT, retryable=True), errors.UpstreamTimeoutError, id="timeout"),
-        pytest.param(UpstreamFailure(FailureKind.MALFORMED, retryable=True), errors.UpstreamUnavailableError, id="bad"),
+        pytest.param(
+            UpstreamFailure(FailureKind.TIMEOUT, retryable=True), errors.UpstreamTimeoutError, 2, id="timeout"
+        ),
+        pytest.param(
+            UpstreamFailure(FailureKind.MALFORMED, retryable=True), errors.UpstreamUnavailableError, 4, id="bad"
+        ),
         pytest.param(
             UpstreamFailure(FailureKind.REJECTED, retryable=False, status=400, message="no such tool"),
             errors.UpstreamRejectedError,
+            1,
             id="rejected",
         ),
         pytest.param(
             UpstreamFailure(FailureKind.CONTEXT_TOO_LONG, retryable=False, status=400),
             errors.ContextTooLongError,
+            1,
             id="too long for the upstream",
         ),
     ],
 )
 async def test_a_failure_before_content_is_recorded_without_a_charge(
-    tmp_path: Path, failure: UpstreamFailure, expected: type[errors.GatewayError]
+    tmp_path: Path, failure: UpstreamFailure, expected: type[errors.GatewayError], attempts: int
 ) -> None:
     async with a_world(tmp_path, raises(failure)) as world:
         request = a_request()
@@ -120,7 +127,7 @@ async def test_a_failure_before_content_is_recorded_without_a_charge(
         assert world.admission.finished[request.call_id].used_tokens == 0
         assert not the_failure(caught.value).delivered
         assert caught.value.limits is not None
-        assert len(world.upstream.requests) == (2 if failure.retryable else 1)
+        assert len(world.upstream.requests) == attempts
 
 
 async def test_a_caller_that_leaves_closes_the_upstream_and_pays_for_what_it_got(tmp_path: Path) -> None:

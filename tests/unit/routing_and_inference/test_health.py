@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from services.routing_and_inference import health
 from services.routing_and_inference.catalog import Kind, Price, Profile, UpstreamTarget
-from services.routing_and_inference.fleet import Fleet, UpstreamState
+from services.routing_and_inference.fleet import Fleet, UpstreamState, Visit
 from services.routing_and_inference.health import CLOSED, FAILURES_TO_BREAK, FIRST_BREAK_S, LONGEST_BREAK_S, Circuit
 from services.routing_and_inference.ports import FailureKind, UpstreamFailure
 
@@ -94,10 +94,10 @@ class World:
         self.state(name).circuit = broken(self.now_s)
 
     def names(self) -> list[str]:
-        visits = list(self.fleet.order(self.profile))
-        for visit in visits:
-            visit.abandoned()
-        return [visit.state.target.name for visit in visits]
+        return [state.target.name for state in self.fleet.order(self.profile)]
+
+    def visit(self, name: str, *, is_repeat: bool = False) -> Visit:
+        return self.fleet.visit(self.state(name), is_repeat=is_repeat)
 
 
 def test_the_healthy_come_in_order_the_broken_and_drained_do_not() -> None:
@@ -125,9 +125,8 @@ def test_two_calls_do_not_probe_at_once() -> None:
     world.now_s = FIRST_BREAK_S
     first, second = world.fleet.order(world.profile), world.fleet.order(world.profile)
 
-    probe = next(first)
-    other = next(second)
-    assert (probe.state.target.name, other.state.target.name) == ("a", "b")
+    probe = world.fleet.visit(next(first), is_repeat=False)
+    assert (probe.state.target.name, next(second).target.name) == ("a", "b")
     probe.succeeded()
     assert world.state("a").circuit == CLOSED
 
@@ -144,7 +143,7 @@ def test_two_calls_do_not_probe_at_once() -> None:
 )
 def test_failures_are_counted_and_remembered(failure: UpstreamFailure, outcome: str) -> None:
     world = World("a")
-    visit = next(world.fleet.order(world.profile))
+    visit = world.visit("a")
     assert world.state("a").in_flight == 1
     visit.failed(failure)
 
@@ -160,6 +159,24 @@ def test_failures_are_counted_and_remembered(failure: UpstreamFailure, outcome: 
 
 def test_a_rejected_request_is_not_the_upstreams_fault() -> None:
     world = World("a")
-    next(world.fleet.order(world.profile)).failed(UpstreamFailure(FailureKind.REJECTED, retryable=False, status=400))
+    world.visit("a").failed(UpstreamFailure(FailureKind.REJECTED, retryable=False, status=400))
 
     assert (world.state("a").failures, world.state("a").circuit) == (0, CLOSED)
+
+
+def test_repeats_are_a_share_of_the_calls() -> None:
+    world = World("a")
+    calls, repeats = 1_000, 0
+    for _ in range(calls):
+        world.visit("a").abandoned()
+        if list(world.fleet.repeats(world.profile, frozenset({"a"}))):
+            world.visit("a", is_repeat=True).abandoned()
+            repeats += 1
+
+    assert 0.08 <= repeats / calls <= 0.12
+
+
+def test_only_those_that_failed_this_call_before_are_tried_again() -> None:
+    world = World("a", "b")
+
+    assert [s.target.name for s in world.fleet.repeats(world.profile, frozenset({"b"}))] == ["b"]
