@@ -18,7 +18,7 @@ from edge.clients import Admission, Inference
 from edge.connection import Connection
 from edge.documentation import documentation_app
 from edge.front import Front, Route
-from edge.gate import Gate, GateRules
+from edge.gate import Gate, GateRules, stand_ins
 from edge.metrics import EdgeMetrics
 from edge.pipeline import Pipeline, PipelineRules
 from edge.relay import StreamTimes
@@ -77,11 +77,24 @@ def build_pipeline(settings: Settings, process: Process, metrics: EdgeMetrics) -
         generate_timeout_s=settings.generate_timeout_s,
         catalog_ttl_s=settings.catalog_ttl_s,
     )
+    test_keys = {text: key.get_secret_value() for text, key in settings.test_keys.items()}
+    if test_keys:
+        _log.warning("test_keys.accepted", count=len(test_keys))
     gate = Gate(
-        GateRules(settings.strangers_per_minute, _BAD_KEY_S, _GOOD_KEY_S, settings.trusted_proxies),
+        GateRules(
+            settings.strangers_per_minute,
+            _BAD_KEY_S,
+            _GOOD_KEY_S,
+            settings.trusted_proxies,
+            stand_ins=stand_ins(test_keys),
+        ),
         asyncio.get_running_loop().time,
     )
-    rules = PipelineRules(settings.body_limit_bytes, StreamTimes(settings.commit_after_s, settings.ping_every_s))
+    rules = PipelineRules(
+        settings.body_limit_bytes,
+        StreamTimes(settings.commit_after_s, settings.ping_every_s),
+        base64_embeddings=settings.base64_embeddings,
+    )
 
     def spawn(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         return process.spawn(work, name="request")

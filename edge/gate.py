@@ -7,8 +7,8 @@ import hashlib
 import ipaddress
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from google.protobuf.duration_pb2 import Duration
@@ -30,6 +30,7 @@ class GateRules:
     good_key_s: float  # how long an accepted key is let through although its address is exhausted
     trusted_proxies: Sequence[Network]  # hops whose X-Forwarded-For is believed
     remembered_max: int = 20_000  # entries per memory
+    stand_ins: Mapping[bytes, bytes] = field(default_factory=dict)  # digest of a test key -> of the key that it means
 
 
 class Gate:
@@ -49,6 +50,8 @@ class Gate:
             self._take_try(self._address(exchange))
             raise MissingCredentialError("no API key was sent")
         digest = hashlib.sha256(key).digest()
+        if self._rules.stand_ins:
+            digest = self._rules.stand_ins.get(digest, digest)
         until = self._bad.get(digest)
         if until is not None:
             if until > self._now():
@@ -124,6 +127,15 @@ class Gate:
             if not any(parsed in network for network in self._rules.trusted_proxies):
                 return address
         return address
+
+
+def stand_ins(test_keys: Mapping[str, str]) -> dict[bytes, bytes]:
+    """Test keys and the API keys that they mean, as digests."""
+    return {_digest(text): _digest(key) for text, key in test_keys.items()}
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
 
 
 def key_of(exchange: Exchange) -> bytes | None:

@@ -15,6 +15,8 @@ from edge.problems import BadFieldError, Path, bad_value, not_json
 _TypeName = Literal["object", "string", "number", "integer", "boolean", "array", "null"]
 _One: TypeAlias = "_Schema | bool | None"
 _Map: TypeAlias = "dict[str, _Schema | bool] | None"
+# A property described by a bare word is no schema, but the vendors' own examples have it, and some models take it.
+_Properties: TypeAlias = "dict[str, _Schema | bool | str] | None"
 _List: TypeAlias = "list[_Schema | bool] | None"
 
 
@@ -29,7 +31,7 @@ class _Own(msgspec.Struct):
 class _Schema(_Own):
     """A schema with those below it."""
 
-    properties: _Map = None
+    properties: _Properties = None
     pattern_properties: _Map = msgspec.field(default=None, name="patternProperties")
     defs: _Map = msgspec.field(default=None, name="$defs")
     definitions: _Map = None
@@ -97,7 +99,12 @@ def _children(raw: Raw, path: Path) -> Iterator[tuple[Raw, Path]]:
         if bytes(value) == b"null":
             continue
         if keyword in _MAPS:
-            yield from ((child, (*place, key)) for key, child in fields_of(value, place).items())
+            is_loose = keyword == "properties"
+            yield from (
+                (child, (*place, key))
+                for key, child in fields_of(value, place).items()
+                if not (is_loose and bytes(child)[:1] == b'"')
+            )
         elif keyword in _LISTS or (keyword == "items" and bytes(value)[:1] == b"["):
             children = decode(_list, value, place)
             yield from ((child, (*place, at)) for at, child in enumerate(children))

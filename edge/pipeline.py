@@ -44,6 +44,7 @@ class PipelineRules:
 
     body_limit_bytes: int
     stream_times: StreamTimes
+    base64_embeddings: bool = True
 
 
 class Pipeline:

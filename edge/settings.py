@@ -7,7 +7,7 @@ import ipaddress
 import json
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, SecretStr
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from services.runtime.settings import Endpoints, Port, ProcessSettings
@@ -63,3 +63,11 @@ class Settings(ProcessSettings):
 
     trusted_proxies: Networks = Field(default=())
     """Networks of proxies in front whose X-Forwarded-For is believed."""
+
+    base64_embeddings: bool = True
+    """Vectors are sent as base64 to who asks for it. False: as numbers always, which every SDK takes as well, at four
+    times the size: OpenAI's for Python asks for base64 unasked, and refuses it where it validates answers strictly."""
+
+    test_keys: dict[str, SecretStr] = Field(default_factory=dict)
+    """Fixed texts that are taken for an API key of an account: text -> that key, as a JSON object. For suites that
+    cannot be told another key; never where strangers reach the edge."""

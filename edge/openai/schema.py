@@ -191,8 +191,8 @@ class Options(Struct, kw_only=True):
     """Every member of a request but the lists."""
 
     model: str
-    max_completion_tokens: Annotated[int, Meta(ge=1, le=9007199254740991)] | None = None
-    max_tokens: Annotated[int, Meta(ge=1, le=9007199254740991)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=0, le=9007199254740991)] | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=9007199254740991)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Meta(ge=1, le=1)] | None = None

@@ -94,9 +94,9 @@ def _tokens(ids: list[int], path: tuple[str | int, ...]) -> pb.EmbedInput:
     return pb.EmbedInput(token_ids=pb.TokenIds(ids=ids))
 
 
-def write_embeddings(request: EmbeddingsRequest, answer: pb.EmbedResponse) -> bytes:
+def write_embeddings(request: EmbeddingsRequest, answer: pb.EmbedResponse, *, takes_base64: bool = True) -> bytes:
     """The reply's body."""
-    as_text = request.encoding_format == "base64"
+    as_text = takes_base64 and request.encoding_format == "base64"
     data = [Embedding(_vector(item.vector_f32le, as_text=as_text), at) for at, item in enumerate(answer.embeddings)]
     tokens = answer.usage.input_tokens
     return _encode(EmbeddingsReply(data, request.model, EmbeddingsUsage(tokens, tokens)))
@@ -123,7 +123,8 @@ def embedding_routes(pipeline: Pipeline) -> dict[tuple[str, str], Route]:
             answer = await pipeline.follow(exchange, pipeline.inference.embed(call))
             exchange.limits, exchange.profile = answer.limits, answer.profile
             exchange.input_tokens = answer.usage.input_tokens
-            await exchange.respond(200, write_embeddings(request, answer), [])
+            takes_base64 = pipeline.rules.base64_embeddings
+            await exchange.respond(200, write_embeddings(request, answer, takes_base64=takes_base64), [])
 
         await pipeline.serve(exchange, OPENAI, work)
 

@@ -70,24 +70,18 @@ def model_of(profile: catalog_pb.Profile, name: str = "") -> Model:
 
 
 def page_of(models: Sequence[Model], page: Page) -> ModelList:
-    """The part of the list that was asked for. Raises BadFieldError for a cursor that names nothing."""
-    start, end = 0, len(models)
-    if page.after_id is not None:
-        start = _position(models, page.after_id, "after_id") + 1
-    if page.before_id is not None:
-        end = _position(models, page.before_id, "before_id")
+    """The part of the list that was asked for.
+
+    A cursor whose model is gone is as good as none: a reader between two pages sees some models twice, not too few.
+    """
+    places = {model.id: at for at, model in enumerate(models)}
+    start = places.get(page.after_id or "", -1) + 1
+    end = places.get(page.before_id or "", len(models))
     chosen = list(models[start:end])
     has_more = len(chosen) > page.limit
-    backwards = page.before_id is not None and page.after_id is None
+    backwards = page.before_id in places and page.after_id is None
     chosen = chosen[-page.limit :] if backwards else chosen[: page.limit]
     return ModelList(chosen, has_more, chosen[0].id if chosen else None, chosen[-1].id if chosen else None)
-
-
-def _position(models: Sequence[Model], name: str, field: str) -> int:
-    for at, model in enumerate(models):
-        if model.id == name:
-            return at
-    raise bad_value((field,), "no model has this id")
 
 
 def page_from(query: bytes) -> Page:

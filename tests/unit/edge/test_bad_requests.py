@@ -230,6 +230,7 @@ def test_unusual_schemas_are_taken() -> None:
     schemas: list[dict[str, Any]] = [
         {},
         {"type": ["object", "null"]},
+        {"type": "object", "properties": {"location": "bar", "unit": {"type": "string"}}},
         {"properties": {"type": {"type": "string"}, "required": {"enum": [1, None, {}]}, "a": tuple_items}},
         {"type": "object", "properties": None, "required": None, "items": None, "$comment": 5, "format": 7},
         {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "additionalProperties": {"$ref": "#/$defs/a"}}}},
