@@ -12,6 +12,7 @@ from services.auth_and_limits.directory import Directory
 from services.auth_and_limits.holds import Hold
 from services.auth_and_limits.limits import LimitsView, Reason
 from services.auth_and_limits.metrics import COUNT_OF
+from services.auth_and_limits.oidc_staff import StaffPayers
 from services.auth_and_limits.ports import HoldStore
 from services.auth_and_limits.records import (
     Admitted,
@@ -35,14 +36,16 @@ class Credential(msgspec.Struct, frozen=True):
     key_digest: bytes = b""
     access_token: str = ""
     account_id: str = ""
+    staff_token: str = ""
 
 
 class Admission:
     """The use cases around a hold."""
 
-    def __init__(self, directory: Directory, holds: HoldStore) -> None:
+    def __init__(self, directory: Directory, holds: HoldStore, staff: StaffPayers) -> None:
         self._directory = directory
         self._holds = holds
+        self._staff = staff
 
     async def identify(self, credential: Credential) -> Payer:
         """Who pays. Raises InvalidCredentialError."""
@@ -50,6 +53,8 @@ class Admission:
             return await self._directory.payer_by_key(credential.key_digest)
         if credential.access_token:
             return await self._directory.payer_by_token(credential.access_token)
+        if credential.staff_token:
+            return await self._staff.payer(credential.staff_token)
         return await self._directory.payer_by_account(credential.account_id)
 
     async def admit(self, ask: Ask, credential: Credential, only_account_id: str) -> tuple[Verdict, Payer]:

@@ -1,12 +1,12 @@
-"""OIDC access tokens of teams: a JWT's signature, issuer, audience and times, checked against the issuer's keys.
+"""OIDC access tokens: a JWT's signature, issuer and times, and for teams audience and subject.
 
-Owns the check and the cache of key sets; refuses to know what a subject may do.
+Owns the check; refuses to know what a subject may do, and where keys come from (`oidc_keys`).
 """
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from joserfc import jwt
@@ -14,103 +14,114 @@ from joserfc.errors import InvalidKeyIdError, JoseError
 from joserfc.jwk import KeySet
 from joserfc.util import urlsafe_b64decode
 
-from services.runtime.errors import InvalidCredentialError, StoreUnavailableError
+from services.auth_and_limits.oidc_keys import FetchKeys, IssuerKeys
+from services.runtime.errors import InvalidCredentialError
 
 LARGEST_TOKEN = 16 * 1024
-_ALGORITHMS = ["RS256", "ES256"]
 _LEEWAY_S = 30
-_FRESH_S = 300.0
-_REFETCH_S = 10.0
+_REFRESH_EVERY_S = 20.0
 # What decoding bytes of a stranger can end in.
 _BAD_TOKEN = (JoseError, ValueError, TypeError, RecursionError)
 
-FetchKeys = Callable[[], Awaitable[bytes]]
-"""Reads an issuer's JWKS document. Raises OSError when it cannot be had."""
+Claims = Mapping[str, Any]
 
 
-@dataclass(slots=True)
+class SignedTokens:
+    """Tokens of the issuers whose keys are given, signed by one of the algorithms, whomever they are meant for."""
+
+    def __init__(self, keys: Mapping[str, IssuerKeys], algorithms: Sequence[str], unix_s: Callable[[], int]) -> None:
+        self._keys = dict(keys)
+        self._algorithms = list(algorithms)
+        self._unix_s = unix_s
+
+    async def claims(self, token: str) -> Claims:
+        """The claims of a token in its time. Raises InvalidCredentialError; StoreUnavailableError without keys."""
+        issuer = _unverified_issuer(token)
+        issuer_keys = self._keys.get(issuer)
+        if issuer_keys is None:
+            raise invalid_token()
+        keys = await issuer_keys.known()
+        claims = self._checked(token, issuer, keys)
+        if claims is None:  # the issuer may have changed its keys since
+            newer = await issuer_keys.newer(keys)
+            claims = None if newer is None else self._checked(token, issuer, newer)
+        if claims is None:
+            raise invalid_token()
+        return claims
+
+    def _checked(self, token: str, issuer: str, keys: KeySet) -> Claims | None:
+        """The claims; None if the token names a key that is not among these. Raises InvalidCredentialError."""
+        rules = jwt.JWTClaimsRegistry(
+            now=self._unix_s,
+            leeway=_LEEWAY_S,
+            iss={"essential": True, "value": issuer},
+            exp={"essential": True},
+        )
+        try:
+            claims = jwt.decode(token, keys, algorithms=self._algorithms).claims
+            rules.validate(claims)
+        except InvalidKeyIdError:
+            return None
+        except _BAD_TOKEN as error:
+            raise invalid_token() from error
+        return claims
+
+    async def refresh(self) -> None:
+        """Reads keys that are old, or were never read. Never fails."""
+        await asyncio.gather(*(keys.refresh() for keys in self._keys.values()))
+
+    async def keep_fresh(self) -> None:
+        """The same for ever, so that no token has to wait for it."""
+        while True:
+            await self.refresh()
+            await asyncio.sleep(_REFRESH_EVERY_S)
+
+
+@dataclass(frozen=True, slots=True)
 class TrustedIssuer:
-    """An issuer whose tokens are accepted, for one audience, and the last keys that it published."""
+    """An issuer whose tokens are accepted from teams, for one audience."""
 
     issuer: str
     audience: str
     fetch_keys: FetchKeys
-    keys: KeySet | None = None
-    fetched_at_s: float = field(default=float("-inf"))
-    tried_at_s: float = field(default=float("-inf"))
 
 
 class OidcTokens:
     """`ports.TokenVerifier` for the configured issuers."""
 
-    def __init__(self, issuers: list[TrustedIssuer], now_s: Callable[[], float], unix_s: Callable[[], int]) -> None:
-        self._issuers = {issuer.issuer: issuer for issuer in issuers}
-        self._now_s = now_s
-        self._unix_s = unix_s
+    def __init__(self, issuers: Iterable[TrustedIssuer], now_s: Callable[[], float], unix_s: Callable[[], int]) -> None:
+        trusted = {issuer.issuer: issuer for issuer in issuers}
+        self._audiences = {name: issuer.audience for name, issuer in trusted.items()}
+        keys = {name: IssuerKeys(name, issuer.fetch_keys, now_s) for name, issuer in trusted.items()}
+        self.tokens = SignedTokens(keys, ("RS256", "ES256"), unix_s)
 
     async def verify(self, token: str) -> tuple[str, str]:
-        issuer = self._issuers.get(_unverified_issuer(token))
-        if issuer is None:
-            raise _invalid()
-        subject = self._subject(token, issuer, await self._keys(issuer, _FRESH_S))
-        if subject is None:  # the issuer may have changed its keys since
-            subject = self._subject(token, issuer, await self._keys(issuer, _REFETCH_S))
-        if not subject:
-            raise _invalid()
-        return issuer.issuer, subject
+        claims = await self.tokens.claims(token)
+        issuer, subject = claims["iss"], claims.get("sub")
+        if not is_for(claims, self._audiences[issuer]) or not isinstance(subject, str) or not subject:
+            raise invalid_token()
+        return issuer, subject
 
-    def _subject(self, token: str, issuer: TrustedIssuer, keys: KeySet) -> str | None:
-        """The subject of a valid token; empty if it is not valid, None if it names a key that is not among these."""
-        rules = jwt.JWTClaimsRegistry(
-            now=self._unix_s,
-            leeway=_LEEWAY_S,
-            iss={"essential": True, "value": issuer.issuer},
-            aud={"essential": True, "value": issuer.audience},
-            exp={"essential": True},
-            sub={"essential": True},
-        )
-        try:
-            claims = jwt.decode(token, keys, algorithms=_ALGORITHMS).claims
-            rules.validate(claims)
-        except InvalidKeyIdError:
-            return None
-        except _BAD_TOKEN:
-            return ""
-        return claims["sub"] if isinstance(claims["sub"], str) else ""
 
-    async def _keys(self, issuer: TrustedIssuer, fresh_s: float) -> KeySet:
-        """The issuer's keys, at most this old if they can be had; old ones are better than none."""
-        now_s = self._now_s()
-        if now_s - issuer.fetched_at_s > fresh_s and now_s - issuer.tried_at_s > _REFETCH_S:
-            issuer.tried_at_s = now_s
-            try:
-                issuer.keys = KeySet.import_key_set(json.loads(await issuer.fetch_keys()))
-                issuer.fetched_at_s = now_s
-            except (OSError, ValueError, KeyError, TypeError, JoseError) as error:
-                if issuer.keys is None:
-                    issuer.tried_at_s = float("-inf")
-                    raise _no_keys() from error
-        if issuer.keys is None:
-            raise _no_keys()
-        return issuer.keys
+def is_for(claims: Claims, audience: str) -> bool:
+    """Whether a token is meant for an audience."""
+    stated = claims.get("aud")
+    return stated == audience or (isinstance(stated, list) and audience in stated)
 
 
 def _unverified_issuer(token: str) -> str:
     """Which issuer's keys to check against; nothing else is believed before the signature."""
     parts = token.split(".")
     if len(parts) != 3 or len(token) > LARGEST_TOKEN:
-        raise _invalid()
+        raise invalid_token()
     try:
         claims: Any = json.loads(urlsafe_b64decode(parts[1].encode()))
     except _BAD_TOKEN as error:
-        raise _invalid() from error
+        raise invalid_token() from error
     issuer = claims.get("iss") if isinstance(claims, dict) else None
     return issuer if isinstance(issuer, str) else ""
 
 
-def _invalid() -> InvalidCredentialError:
+def invalid_token() -> InvalidCredentialError:
+    """What is said of a token that is not valid, whatever is wrong with it."""
     return InvalidCredentialError("the credential is not valid")
-
-
-def _no_keys() -> StoreUnavailableError:
-    return StoreUnavailableError("the issuer's keys cannot be read", retry_in=timedelta(seconds=1))

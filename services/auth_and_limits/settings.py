@@ -56,6 +56,9 @@ class Settings(ProcessSettings):
     issuers: tuple[IssuerSettings, ...] = ()
     """OIDC issuers of teams, as a JSON list."""
 
+    catalogue: Path | None = None
+    """The catalogue file, whose `company_proxy.issuers` are the realms of staff. None: no staff may call."""
+
     @property
     def key_pepper(self) -> bytes:
         """The secret itself. Raises OSError."""

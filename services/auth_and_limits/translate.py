@@ -81,6 +81,10 @@ def credential_from_pb(credential: credential_pb2.Credential) -> Credential:
         return Credential(access_token=token)
     if account_id := credential.account_id:
         return Credential(account_id=account_id)
+    if token := credential.staff_token:
+        if len(token) > LARGEST_ACCESS_TOKEN:
+            raise _broken("credential.staff_token", "must have at most 16,384 characters")
+        return Credential(staff_token=token)
     raise MissingCredentialError("no credential was presented")
 
 

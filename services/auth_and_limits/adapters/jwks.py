@@ -10,7 +10,7 @@ from pathlib import Path
 from pyreqwest.client import ClientBuilder
 from pyreqwest.exceptions import PyreqwestError
 
-from services.auth_and_limits.identity import FetchKeys
+from services.auth_and_limits.oidc_keys import FetchKeys
 
 _TIMEOUT = timedelta(seconds=2)
 _LARGEST_BYTES = 1_000_000

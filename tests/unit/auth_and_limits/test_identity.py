@@ -3,6 +3,7 @@
 Owns tokens signed with keys made here; refuses sockets.
 """
 
+import asyncio
 import base64
 import hmac
 import json
@@ -31,9 +32,15 @@ class Published:
         self.keys = keys
         self.is_down = False
         self.reads = 0
+        self.is_read = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     async def fetch(self) -> bytes:
         self.reads += 1
+        self.is_read.set()
+        await asyncio.sleep(0)
+        await self.gate.wait()
         if self.is_down:
             raise OSError
         return json.dumps({"keys": [key.as_dict(private=False) for key in self.keys]}).encode()
@@ -142,8 +149,13 @@ async def test_keys_are_read_once_in_five_minutes() -> None:
         await tokens.verify(signed())
     assert published.reads == 1
 
+    await tokens.tokens.refresh()
+    assert published.reads == 1
+
     clock.s += 301
     await tokens.verify(signed())
+    assert published.reads == 1, "no token waits for a routine reading"
+    await tokens.tokens.refresh()
 
     assert published.reads == 2
 
@@ -153,7 +165,6 @@ async def test_a_rotated_key_is_found_at_once_and_a_forged_name_does_not_hammer_
     tokens = verifier(published, clock)
     await tokens.verify(signed())
     published.keys = (RSA, ROTATED)
-    clock.s += 11
 
     assert await tokens.verify(signed(ROTATED))
     for _ in range(5):
@@ -161,3 +172,52 @@ async def test_a_rotated_key_is_found_at_once_and_a_forged_name_does_not_hammer_
             await tokens.verify(signed(RSAKey.generate_key(2048, {"kid": "forged"})))
 
     assert published.reads == 2
+
+
+async def test_a_burst_with_a_rotated_key_reads_once_and_is_let_in_whole() -> None:
+    published, clock = Published(RSA), Clock()
+    tokens = verifier(published, clock)
+    await tokens.verify(signed())
+    published.keys = (ROTATED,)
+    token = signed(ROTATED)
+
+    answers = await asyncio.gather(*(tokens.verify(token) for _ in range(20)))
+
+    assert (answers, published.reads) == ([(ISSUER, "svc")] * 20, 2)
+
+
+async def test_a_key_taken_back_is_refused_once_the_keys_were_read_again() -> None:
+    published, clock = Published(RSA, ROTATED), Clock()
+    tokens = verifier(published, clock)
+    await tokens.verify(signed())
+    published.keys = (ROTATED,)
+    clock.s += 301
+    await tokens.tokens.refresh()
+
+    with pytest.raises(InvalidCredentialError):
+        await tokens.verify(signed())
+
+
+async def test_an_unknown_key_of_an_issuer_that_cannot_be_asked_is_not_called_invalid() -> None:
+    published, clock = Published(RSA), Clock()
+    tokens = verifier(published, clock)
+    await tokens.verify(signed())
+    published.is_down = True
+
+    for _ in range(2):
+        with pytest.raises(StoreUnavailableError):
+            await tokens.verify(signed(ROTATED))
+    assert await tokens.verify(signed())
+
+
+async def test_a_reading_that_is_cancelled_lets_the_next_one_begin() -> None:
+    published, clock = Published(RSA), Clock()
+    tokens = verifier(published, clock)
+    published.gate.clear()
+    first = asyncio.ensure_future(tokens.verify(signed()))
+    second = asyncio.ensure_future(tokens.verify(signed()))
+    await published.is_read.wait()
+    first.cancel()
+    published.gate.set()
+
+    assert await second == (ISSUER, "svc")
