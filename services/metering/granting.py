@@ -3,8 +3,9 @@
 Owns the order of these steps inside one transaction; refuses to know protobuf, SQL and clocks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from services.metering.ledger import (
     EXPIRY_RULE,
@@ -15,6 +16,7 @@ from services.metering.ledger import (
     Transfer,
     customer_account,
 )
+from services.metering.low_balance import note_crossings
 from services.metering.ports import GrantRecord, LedgerTransaction
 from services.runtime.errors import AlreadyExistsError, FieldViolation, InvalidRequestError
 
@@ -30,6 +32,22 @@ class Credit:
     expires_at_us: int | None
 
 
+class KeyedRequest(Protocol):
+    """What a record under an idempotency key says about its request."""
+
+    @property
+    def idempotency_key(self) -> str:
+        """The key."""
+
+    @property
+    def kind(self) -> str:
+        """What was asked for."""
+
+    @property
+    def expires_at_us(self) -> int | None:
+        """When a promotion ends."""
+
+
 @dataclass(frozen=True, slots=True)
 class Granted:
     """The grant, and the row of the outbox after whose delivery auth-and-limits knows of it."""
@@ -38,27 +56,46 @@ class Granted:
     notice_mark: int
 
 
-def grant(transaction: LedgerTransaction, credit: Credit, now_us: int, new_id: Callable[[], str]) -> Granted:
+def grant(
+    transaction: LedgerTransaction, credit: Credit, now_us: int, new_id: Callable[[], str], receipt: str | None = None
+) -> Granted:
     """Grants a credit, once per (account, key); a repeat returns the first grant."""
-    record = transaction.grant(credit.account_id, credit.idempotency_key)
+    record = granted_before(transaction, credit)
     if record is None:
-        record = _grant_first(transaction, credit, now_us, new_id)
-    elif (record.transfer.amount_nano_usd, record.kind, record.expires_at_us) != (
-        credit.amount_nano_usd,
-        credit.kind.value,
-        credit.expires_at_us,
-    ):
-        raise AlreadyExistsError("this idempotency key was used for another credit")
+        record = _grant_first(transaction, credit, now_us, new_id, receipt)
     return Granted(record, transaction.notice_mark(credit.account_id))
 
 
-def _grant_first(transaction: LedgerTransaction, credit: Credit, now_us: int, new_id: Callable[[], str]) -> GrantRecord:
-    customer = transaction.customer(credit.account_id)
-    if customer.balance_nano_usd + credit.amount_nano_usd > MAX_BALANCE_NANO_USD:
-        detail = f"the balance would exceed {MAX_BALANCE_NANO_USD} nano-USD"
-        raise InvalidRequestError(detail, violations=[FieldViolation("amount_nano_usd", detail)])
+def granted_before(transaction: LedgerTransaction, credit: Credit) -> GrantRecord | None:
+    """The first grant under this key, if there is one. Raises AlreadyExistsError if it was for another credit."""
+    record = transaction.grant(credit.account_id, credit.idempotency_key)
+    if record is None:
+        return None
+    known = record.transfer.amount_nano_usd, record.kind, record.expires_at_us
+    if known != (credit.amount_nano_usd, credit.kind.value, credit.expires_at_us):
+        raise AlreadyExistsError("this idempotency key was used for another credit")
+    return record
+
+
+def check_grant(transaction: LedgerTransaction, credit: Credit, now_us: int) -> None:
+    """Raises InvalidRequestError for a credit that cannot be granted."""
+    check_room(transaction.customer(credit.account_id), credit.amount_nano_usd)
     if credit.expires_at_us is not None and credit.expires_at_us <= now_us:
         raise InvalidRequestError("it has expired", violations=[FieldViolation("expires_at", "is not in the future")])
+
+
+def check_room(customer: Customer, amount_nano_usd: int) -> None:
+    """Raises InvalidRequestError if the balance would get larger than any balance may be."""
+    if customer.balance_nano_usd + amount_nano_usd > MAX_BALANCE_NANO_USD:
+        detail = f"the balance would exceed {MAX_BALANCE_NANO_USD} nano-USD"
+        raise InvalidRequestError(detail, violations=[FieldViolation("amount_nano_usd", detail)])
+
+
+def _grant_first(
+    transaction: LedgerTransaction, credit: Credit, now_us: int, new_id: Callable[[], str], receipt: str | None
+) -> GrantRecord:
+    check_grant(transaction, credit, now_us)
+    customer = transaction.customer(credit.account_id)
     expire_due(transaction, customer, now_us, new_id)
     transfer = Transfer(
         new_id(),
@@ -68,19 +105,24 @@ def _grant_first(transaction: LedgerTransaction, credit: Credit, now_us: int, ne
         None,
         credit.kind.rule,
         "",
-        None,
+        receipt,
         now_us,
     )
     if credit.kind is CreditKind.PROMOTION:
         customer.receive_promotion(transfer.transfer_id, credit.amount_nano_usd, credit.expires_at_us)
     else:
         customer.receive(credit.kind, credit.amount_nano_usd)
-    transaction.add_transfer(transfer, credit.account_id)
+    return keep(transaction, customer, transfer, credit)
+
+
+def keep(transaction: LedgerTransaction, customer: Customer, transfer: Transfer, request: KeyedRequest) -> GrantRecord:
+    """Appends a transfer that was applied to the customer, and its record under the idempotency key."""
+    transaction.add_transfer(transfer, customer.account_id)
     record = GrantRecord(
-        credit.account_id,
-        credit.idempotency_key,
-        credit.kind.value,
-        credit.expires_at_us,
+        customer.account_id,
+        request.idempotency_key,
+        str(request.kind),
+        request.expires_at_us,
         customer.balance_nano_usd,
         transfer,
     )
@@ -109,9 +151,14 @@ def expire_due(transaction: LedgerTransaction, customer: Customer, now_us: int, 
         )
 
 
-def sweep(transaction: LedgerTransaction, now_us: int, new_id: Callable[[], str]) -> int:
+def sweep(
+    transaction: LedgerTransaction, now_us: int, new_id: Callable[[], str], low_balance: Sequence[int] = ()
+) -> int:
     """Ends expired promotions of accounts that nothing else touches. Returns how many accounts it found."""
     account_ids = transaction.accounts_with_due_promotions(now_us, limit=500)
     for account_id in account_ids:
-        expire_due(transaction, transaction.customer(account_id), now_us, new_id)
+        customer = transaction.customer(account_id)
+        before_nano_usd = customer.balance_nano_usd
+        expire_due(transaction, customer, now_us, new_id)
+        note_crossings(transaction, customer, before_nano_usd, low_balance, now_us)
     return len(account_ids)

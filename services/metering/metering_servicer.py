@@ -27,16 +27,23 @@ _OTHERS = {
 class MeteringServicer(MeteringServiceServicer):
     """See `MeteringService`."""
 
-    def __init__(self, store: LedgerStore, now_us: Callable[[], int], new_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        store: LedgerStore,
+        now_us: Callable[[], int],
+        new_id: Callable[[], str],
+        low_balance: tuple[int, ...] = (),
+    ) -> None:
         self._store = store
         self._now_us = now_us
         self._new_id = new_id
+        self._low_balance = low_balance
         self._known_books: set[str] = set()
 
     async def RecordUsage(self, request: pb.RecordUsageRequest, context: Any) -> pb.RecordUsageResponse:
         translate.check_batch("events", len(request.events))
         events = [translate.event_from_pb(event) for event in request.events]
-        moment = Moment(self._now_us(), self._new_id)
+        moment = Moment(self._now_us(), self._new_id, self._low_balance)
         outcomes = await self._store.commit(lambda transaction: usage.record(transaction, events, moment))
         _count(outcomes)
         call_of(context).note(events=len(events))

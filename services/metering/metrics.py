@@ -14,3 +14,4 @@ COMMIT_SECONDS = Histogram(
 )
 STORE_FAILURES = Counter("mws_metering_store_failures", "Groups that the store could not commit.")
 OUTBOX_BACKLOG = Gauge("mws_metering_outbox_backlog", "Balance changes read from the outbox and not acknowledged yet.")
+LOW_BALANCE_EVENTS = Counter("mws_metering_low_balance_events", "Balances that fell below a threshold, as announced.")

@@ -3,10 +3,14 @@
 Owns what only metering needs; the rest is every process's. Read once, at start.
 """
 
+from decimal import Decimal
+
 from pydantic import PositiveFloat
 from pydantic_settings import SettingsConfigDict
 
 from services.runtime.settings import Endpoints, ProcessSettings
+
+NANO_PER_USD = 1_000_000_000
 
 
 class Settings(ProcessSettings):
@@ -20,5 +24,13 @@ class Settings(ProcessSettings):
     store_timeout_s: PositiveFloat = 0.25
     """After this many seconds a ledger that did not answer counts as down, on the path of a call."""
 
+    low_balance_usd: tuple[Decimal, ...] = (Decimal(10), Decimal(1), Decimal(0))
+    """A balance that falls below one of these, in dollars, is told of: a log line, a metric and a balance event."""
+
     sweep_interval_s: PositiveFloat = 2.0
     """Seconds between looks for promotions that have expired."""
+
+    @property
+    def low_balance_nano_usd(self) -> tuple[int, ...]:
+        """The thresholds in nano-USD, the highest first."""
+        return tuple(sorted({int(each * NANO_PER_USD) for each in self.low_balance_usd}, reverse=True))

@@ -11,6 +11,7 @@ from services.metering import charging
 from services.metering.charging import UsageEvent
 from services.metering.granting import expire_due
 from services.metering.ledger import Transfer, customer_account, revenue_account
+from services.metering.low_balance import note_crossings
 from services.metering.ports import LedgerTransaction, PostedCall, Rejection
 from services.metering.pricing import NO_USAGE, TokenUsage
 
@@ -40,6 +41,7 @@ class Moment(NamedTuple):
 
     now_us: int
     new_id: Callable[[], str]
+    low_balance: tuple[int, ...] = ()  # thresholds in nano-USD, the highest first
 
 
 def record(
@@ -97,9 +99,12 @@ def _post(transaction: LedgerTransaction, event: UsageEvent, moment: Moment, *, 
 
 def _move(transaction: LedgerTransaction, event: UsageEvent, charge: charging.Charge, moment: Moment) -> None:
     customer = transaction.customer(event.account_id)
+    before_nano_usd = customer.balance_nano_usd
     if customer.promotions:
         expire_due(transaction, customer, moment.now_us, moment.new_id)
     customer.pay(charge.nano_usd)
+    if moment.low_balance and customer.balance_nano_usd < moment.low_balance[0]:
+        note_crossings(transaction, customer, before_nano_usd, moment.low_balance, moment.now_us)
     transfer = Transfer(
         moment.new_id(),
         customer_account(event.account_id),
