@@ -142,7 +142,10 @@ class _Repetition:
         if text[:common] != missing[:common]:
             raise _contradiction()
         self._missing[kind] = missing[len(text) :]
-        return text[len(missing) :]
+        fresh = text[len(missing) :]
+        if fresh and kind == "thinking_delta" and self._missing["text_delta"]:
+            raise _contradiction()
+        return fresh
 
     def _may_leave(self, kind: str | None) -> bool:
         """Whether an event without text is new."""
