@@ -16,9 +16,9 @@ from mws.metering.v1.usage_service_pb2_grpc import add_UsageServiceServicer_to_s
 from services.metering import granting
 from services.metering.adapters.auth_listener import AuthListener
 from services.metering.adapters.sqlite_ledger import open_ledger
-from services.metering.adapters.sqlite_schema import UnknownSchemaError
 from services.metering.ledger_servicer import LedgerServicer
 from services.metering.metering_servicer import MeteringServicer
+from services.metering.migrations import UnknownSchemaError
 from services.metering.outbox import Outbox
 from services.metering.ports import LedgerStore
 from services.metering.settings import Settings

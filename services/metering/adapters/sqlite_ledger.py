@@ -20,6 +20,7 @@ from services.metering.adapters.notice_tail import NoticeTail
 from services.metering.adapters.sqlite_snapshot import SqliteSnapshot
 from services.metering.adapters.sqlite_transaction import SqliteTransaction
 from services.metering.ledger import Customer
+from services.metering.migrations import UnknownSchemaError
 from services.metering.ports import (
     BalanceNotice,
     EntryRow,
@@ -248,5 +249,5 @@ def _prepare(path: Path) -> None:
         with contextlib.closing(_connect(path, is_reader=False)) as connection:
             sqlite_schema.prepare(connection)
     except sqlite3.DatabaseError as error:
-        raise sqlite_schema.UnknownSchemaError(f"{path} cannot be used as a ledger: {error}") from error
+        raise UnknownSchemaError(f"{path} cannot be used as a ledger: {error}") from error
     path.chmod(0o600)

@@ -14,9 +14,10 @@ import pytest
 
 from services.metering import usage
 from services.metering.adapters.sqlite_ledger import SqliteLedger, open_ledger
-from services.metering.adapters.sqlite_schema import APPEND_ONLY_TABLES, UnknownSchemaError
+from services.metering.adapters.sqlite_schema import APPEND_ONLY_TABLES
 from services.metering.charging import UsageEvent
 from services.metering.ledger import CreditKind
+from services.metering.migrations import UnknownSchemaError
 from services.metering.ports import BalanceEvent, LedgerTransaction, Rejection
 from services.metering.usage import Moment, OutcomeKind, RecordOutcome
 from services.runtime.errors import StoreUnavailableError
