@@ -18,21 +18,25 @@ from mws.admission.v1.audit_service_pb2_grpc import add_AuditServiceServicer_to_
 from mws.admission.v1.key_service_pb2_grpc import add_KeyServiceServicer_to_server
 
 from services.auth_and_limits.account_servicer import AccountServicer, AuditServicer
+from services.auth_and_limits.account_stores import open_accounts
 from services.auth_and_limits.accounts import Accounts
-from services.auth_and_limits.adapters.embedded_holds import EmbeddedHolds, unix_ms
+from services.auth_and_limits.adapters.embedded_holds import unix_ms
 from services.auth_and_limits.adapters.journal_file import JournalError
 from services.auth_and_limits.adapters.jwks import keys_at_url, keys_in_file
 from services.auth_and_limits.adapters.metering_outcomes import MeteringOutcomes
-from services.auth_and_limits.adapters.sql_accounts import AccountSchemaError, SqlAccounts
+from services.auth_and_limits.adapters.sql_migrations import AccountSchemaError
 from services.auth_and_limits.admission import Admission, TeamCallers
 from services.auth_and_limits.admission_servicer import AdmissionServicer
 from services.auth_and_limits.directory import Directory
-from services.auth_and_limits.identity import OidcTokens, TrustedIssuer
+from services.auth_and_limits.hold_stores import open_holds
+from services.auth_and_limits.identity import OidcTokens, SignedTokens, TrustedIssuer
 from services.auth_and_limits.key_servicer import KeyServicer
 from services.auth_and_limits.keys import Keys
 from services.auth_and_limits.metrics import OPEN_HOLDS
+from services.auth_and_limits.oidc_staff import StaffFileError, StaffPayers, read_staff_issuers, staff_tokens
 from services.auth_and_limits.pages import PageTokens
 from services.auth_and_limits.plans import PlanFileError, load_plans
+from services.auth_and_limits.ports import BalanceSource, HoldStore
 from services.auth_and_limits.reaper import Reaper
 from services.auth_and_limits.settings import IssuerSettings, Settings
 from services.auth_and_limits.trail import Trail
@@ -42,7 +46,7 @@ from services.runtime.process import Process, ProcessFailedError
 
 _HEALTH_S = 0.5
 _FORGET_S = 30.0
-_JOURNAL_IS_WRITTEN = "hold journal"
+_HOLDS_ARE_KEPT = "hold store"
 
 _log = structlog.get_logger()
 
@@ -51,49 +55,49 @@ _log = structlog.get_logger()
 class Service:
     """The running parts that a process, or a test, needs to reach."""
 
-    holds: EmbeddedHolds
+    holds: HoldStore
     table: MethodTable
     teams: TeamCallers
+    tokens: tuple[SignedTokens, ...]
 
 
 @asynccontextmanager
-async def open_service(settings: Settings) -> AsyncIterator[Service]:
-    """Opens the stores and wires everything on them."""
+async def open_service(settings: Settings, balances: BalanceSource | None = None) -> AsyncIterator[Service]:
+    """Opens the stores and wires everything on them. With `balances`, a hold store that lost them asks for them."""
     plans = load_plans(settings.plans)
     pepper = settings.key_pepper
-    folder = settings.data_dir / "auth"
     async with AsyncExitStack() as stack:
-        store = await SqlAccounts.open(folder / "accounts.sqlite3")
-        stack.push_async_callback(store.close)
-        holds = EmbeddedHolds(folder / "holds.sqlite3", plans, slow_s=settings.store_timeout_s)
-        await holds.open()
-        stack.push_async_callback(holds.close)
+        store, feed = await stack.enter_async_context(open_accounts(settings))
+        holds = await stack.enter_async_context(open_holds(settings, plans, store, balances))
         tokens = OidcTokens([_trusted(issuer) for issuer in settings.issuers], time.monotonic, _unix_s)
-        directory = Directory(store, tokens, pepper=pepper, now_unix_ms=unix_ms)
+        directory = Directory(store, tokens, feed, pepper=pepper, now_unix_ms=unix_ms)
         trail = Trail(new_id, unix_ms)
         accounts = Accounts(store, directory, holds, plans=plans, trail=trail)
         keys = Keys(store, directory, holds, plans=plans, trail=trail)
-        table = _method_table(Admission(directory, holds), accounts, keys, PageTokens(pepper))
-        yield Service(holds, table, TeamCallers(directory))
+        realms = read_staff_issuers(settings.catalogue)
+        staff = StaffPayers(realms, staff_tokens(realms, keys_at_url, time.monotonic, _unix_s), store, directory)
+        table = _method_table(Admission(directory, holds, staff), accounts, keys, PageTokens(pepper))
+        yield Service(holds, table, TeamCallers(directory), (tokens.tokens, staff.tokens))
 
 
 async def run(settings: Settings) -> None:
     """Serves auth-and-limits until the process is asked to end."""
     async with Process(settings, CallerClass.AUTH) as process:
+        metering = MeteringOutcomes(process.connect("metering", settings.metering_endpoints))
         try:
-            async with open_service(settings) as service:
-                await _serve(process, settings, service)
-        except (AccountSchemaError, JournalError, PlanFileError, OSError) as error:
+            async with open_service(settings, metering) as service:
+                await _serve(process, metering, service)
+        except (AccountSchemaError, JournalError, PlanFileError, StaffFileError, OSError) as error:
             _log.error("process.cannot_start", why=str(error))
             raise ProcessFailedError(str(error)) from error
 
 
-async def _serve(process: Process, settings: Settings, service: Service) -> None:
-    outcomes = MeteringOutcomes(process.connect("metering", settings.metering_endpoints))
+async def _serve(process: Process, metering: MeteringOutcomes, service: Service) -> None:
     background = [
-        process.spawn(Reaper(service.holds, outcomes).run(), name="reaper"),
+        process.spawn(Reaper(service.holds, metering).run(), name="reaper"),
         process.spawn(_watch(process, service.holds), name="health"),
         process.spawn(_forget(service.holds), name="forget"),
+        *(process.spawn(tokens.keep_fresh(), name="issuer keys") for tokens in service.tokens),
     ]
     try:
         # Asked every time: it answers from memory, and a revoked key must not make itself a successor.
@@ -104,15 +108,15 @@ async def _serve(process: Process, settings: Settings, service: Service) -> None
         await asyncio.wait(background)
 
 
-async def _watch(process: Process, holds: EmbeddedHolds) -> None:
+async def _watch(process: Process, holds: HoldStore) -> None:
     """Keeps the gauge and the readiness true."""
     while True:
-        OPEN_HOLDS.set(holds.state.open_holds)
-        process.readiness.set(_JOURNAL_IS_WRITTEN, holds.is_healthy)
+        OPEN_HOLDS.set(holds.open_holds)
+        process.readiness.set(_HOLDS_ARE_KEPT, holds.is_healthy)
         await asyncio.sleep(_HEALTH_S)
 
 
-async def _forget(holds: EmbeddedHolds) -> None:
+async def _forget(holds: HoldStore) -> None:
     """Drops what nobody may ask for any more, now and then."""
     while True:
         await asyncio.sleep(_FORGET_S)

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 
 from services.auth_and_limits import api_keys
-from services.auth_and_limits.ports import AccountStore, TokenVerifier
+from services.auth_and_limits.ports import AccountStore, Changed, ChangeFeed, TokenVerifier
 from services.auth_and_limits.records import Account, Key, Payer, Team
 from services.runtime.errors import GatewayError, InvalidCredentialError
 
@@ -20,12 +20,19 @@ _MINUTE_MS = 60_000
 
 
 class Directory:
-    """Accounts and keys that were used once. One process; every change passes through `put_*` or `drop_team`."""
+    """Accounts and keys that were used once. Own changes come by `put_*` and `drop_team`, others' by the feed."""
 
     def __init__(
-        self, store: AccountStore, tokens: TokenVerifier, *, pepper: bytes, now_unix_ms: Callable[[], int]
+        self,
+        store: AccountStore,
+        tokens: TokenVerifier,
+        feed: ChangeFeed,
+        *,
+        pepper: bytes,
+        now_unix_ms: Callable[[], int],
     ) -> None:
         self._store = store
+        self._feed = feed
         self._tokens = tokens
         self._pepper = pepper
         self._now_unix_ms = now_unix_ms
@@ -36,9 +43,13 @@ class Directory:
         self._unknown: dict[bytes, int] = {}  # digests that no key had, until when that is believed
         self._looking: dict[bytes, asyncio.Future[None]] = {}  # a burst on a new key asks the store once
         self._last_used_ms: dict[str, int] = {}
+        self._unwritten_uses: dict[str, int] = {}
+        feed.follow(self.apply)
 
     async def payer_by_key(self, key_digest: bytes) -> Payer:
         """The account and the key behind a digest. Raises InvalidCredentialError."""
+        if not self._feed.is_fresh:
+            await self._feed.refresh()
         while (key_id := self._key_ids.get(key_digest)) is None:
             looking = self._looking.get(key_digest)
             if looking is None:
@@ -55,19 +66,24 @@ class Directory:
 
     async def payer_by_account(self, account_id: str) -> Payer:
         """The account itself, for a caller that is authenticated already. Raises InvalidCredentialError."""
+        if not self._feed.is_fresh:
+            await self._feed.refresh()
         account = self._accounts.get(account_id)
         if account is None:
             account = await self._store.account(account_id)
             if account is None:
                 raise _invalid()
-            account = self._accounts.setdefault(account_id, account)
-        if account.suspended:
+            self.put_account(account)
+            account = self._accounts[account_id]
+        if not account.may_call:
             raise _invalid()
         return Payer(account)
 
     async def team_by_token(self, token: str) -> Team:
         """The team behind an OIDC access token. Raises InvalidCredentialError."""
         issuer, subject = await self._tokens.verify(token)
+        if not self._feed.is_fresh:
+            await self._feed.refresh()
         team = self._teams.get((issuer, subject))
         if team is None:
             team = await self._store.team_by_subject(issuer, subject)
@@ -81,21 +97,48 @@ class Directory:
         return api_keys.stored_digest(self._pepper, api_keys.digest(api_key))
 
     def put_account(self, account: Account) -> None:
-        """An account was written."""
-        self._accounts[account.account_id] = account
+        """An account was written or read. Of two versions the newer one stays, whichever came last."""
+        known = self._accounts.get(account.account_id)
+        if known is None or account.revision >= known.revision:
+            self._accounts[account.account_id] = account
 
     def put_key(self, key: Key) -> None:
         """A key was written; a new one works at once, whoever tried it before."""
         self._unknown.clear()
-        self._keys[key.key_id] = key
+        known = self._keys.get(key.key_id)
+        if known is None or key.revision >= known.revision:
+            self._keys[key.key_id] = key
+
+    def apply(self, changed: Changed) -> None:
+        """Other replicas wrote: what is in memory becomes as new as that."""
+        for account in changed.accounts:
+            if account.account_id in self._accounts:
+                self.put_account(account)
+        for key in changed.keys:
+            if key.key_id in self._keys:
+                self.put_key(key)
+        self._unknown.clear()
+        ended = set(changed.ended_team_ids)
+        self._teams = {subject: team for subject, team in self._teams.items() if team.team_id not in ended}
 
     def drop_team(self, team: Team) -> None:
         """A team was deleted."""
         self._teams.pop((team.issuer, team.subject), None)
 
-    def last_used_ms(self, key_id: str) -> int | None:
-        """When the key was last used, to the minute; None: not since this process started."""
-        return self._last_used_ms.get(key_id)
+    def last_used_ms(self, key: Key) -> int | None:
+        """When the key was last used, to the minute; by other replicas, as far as they have written it."""
+        return max(self._last_used_ms.get(key.key_id, 0), key.last_used_at_ms or 0) or None
+
+    async def write_uses(self) -> None:
+        """Writes down which keys were used since the last time. A failure loses nothing."""
+        uses, self._unwritten_uses = self._unwritten_uses, {}
+        if not uses:
+            return
+        try:
+            await self._store.note_uses(uses)
+        except BaseException:
+            self._unwritten_uses = uses | self._unwritten_uses
+            raise
 
     async def _look_up(self, key_digest: bytes) -> None:
         looking = self._looking[key_digest] = asyncio.get_running_loop().create_future()
@@ -121,19 +164,22 @@ class Directory:
             self._unknown[key_digest] = now_ms + UNKNOWN_KEPT_MS
             raise _invalid()
         account, key = found
-        # What is here already is as new as the store, or newer.
-        self._accounts.setdefault(account.account_id, account)
-        self._keys.setdefault(key.key_id, key)
+        self.put_account(account)
+        known = self._keys.get(key.key_id)
+        if known is None or key.revision >= known.revision:
+            self._keys[key.key_id] = key
         self._key_ids[key_digest] = key.key_id
 
     def _usable(self, key: Key) -> Payer:
         account = self._accounts[key.account_id]
         now_ms = self._now_unix_ms()
-        if key.revoked_at_ms is not None or account.suspended:
+        if key.revoked_at_ms is not None or not account.may_call:
             raise _invalid()
         if key.expires_at_ms is not None and key.expires_at_ms <= now_ms:
             raise _invalid()
-        self._last_used_ms[key.key_id] = now_ms - now_ms % _MINUTE_MS
+        minute_ms = now_ms - now_ms % _MINUTE_MS
+        if self._last_used_ms.get(key.key_id) != minute_ms:
+            self._last_used_ms[key.key_id] = self._unwritten_uses[key.key_id] = minute_ms
         return Payer(account, key)
 
 

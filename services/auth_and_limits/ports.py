@@ -4,6 +4,7 @@ Owns the promises, in docstrings; holds no code. All may raise StoreUnavailableE
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from services.auth_and_limits.holds import Hold
@@ -29,7 +30,18 @@ Edit = Callable[[T], tuple[T, AuditEvent | None]]
 
 
 class HoldStore(Protocol):
-    """Buckets, holds and hot balances. A method is one atomic step, durable when it returns; a failure took nothing."""
+    """Buckets, holds and hot balances. A method is one atomic step, durable when it returns; a failure took nothing.
+
+    A store that several processes share keeps a hold under its account, so it needs the account of every hold.
+    """
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether admissions can be made and kept at present."""
+
+    @property
+    def open_holds(self) -> int:
+        """Holds of calls that run, as of the last look."""
 
     async def admit(self, ask: Ask, payer: Payer) -> Verdict:
         """Takes all that is asked for, or nothing. Idempotent by (call id, run id) while the hold lives.
@@ -38,7 +50,7 @@ class HoldStore(Protocol):
         reason first; IdempotencyKeyReusedError.
         """
 
-    async def extend(self, call_id: str, run_id: str, amount_nano_usd: int) -> Hold | OutOfCredit:
+    async def extend(self, call_id: str, run_id: str, amount_nano_usd: int, account_id: str = "") -> Hold | OutOfCredit:
         """Raises the amount of an OPEN hold to an absolute one. Raises HoldNotOpenError."""
 
     async def renew(self, runner: str, holds: Sequence[Hold]) -> Sequence[str]:
@@ -47,16 +59,16 @@ class HoldStore(Protocol):
     async def finish(self, finished: Sequence[Finished]) -> None:
         """Frees slots, corrects tokens, shrinks amounts. Unknown, closed and foreign holds are passed over."""
 
-    async def void(self, call_id: str, run_id: str) -> None:
+    async def void(self, call_id: str, run_id: str, account_id: str = "") -> None:
         """Releases an OPEN hold as if it had never been. Raises HoldNotOpenError: finished, posted, another run's."""
 
-    def limits(self, payer: Payer) -> LimitsView:
+    async def limits(self, payer: Payer) -> LimitsView:
         """What may be done now. Takes nothing."""
 
-    def ceilings(self, account: Account) -> Ceilings:
+    async def ceilings(self, account: Account) -> Ceilings:
         """The ceilings in force now."""
 
-    def lifetime_paid_nano_usd(self, account_id: str) -> int:
+    async def lifetime_paid_nano_usd(self, account_id: str) -> int:
         """Purchases of the account, as far as metering has told."""
 
     async def change_balances(self, balances: Sequence[Balance]) -> None:
@@ -65,14 +77,61 @@ class HoldStore(Protocol):
     async def closed(self, call_id: str, account_id: str | None) -> Hold:
         """Waits until a hold is closed. Raises NotFoundError: unknown, or not of `account_id` where one is given."""
 
-    def expired(self, at_most: int) -> Sequence[str]:
-        """Calls whose lease has run out."""
+    async def expired(self, at_most: int) -> Sequence[str]:
+        """Calls whose lease has run out, some at each look. Of processes that share a store, one is told."""
 
     def lease_until_unix_us(self, hold: Hold) -> int:
         """A hold's lease by the wall clock."""
 
     async def settle(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Ends holds whose lease is still run out: releases void ones, closes posted ones once their balance came."""
+        """Ends holds whose lease is still run out: releases void ones, closes posted ones once their balance came.
+
+        Only of calls that `expired` has just named.
+        """
+
+    async def forget_old(self) -> None:
+        """Drops what nobody may ask for any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What is different since an earlier revision, as it is now."""
+
+    revision: int
+    accounts: Sequence[Account]
+    keys: Sequence[Key]
+    ended_team_ids: Sequence[str]
+
+
+class ChangeFeed(Protocol):
+    """What other replicas change, and how far this process knows of it."""
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the store answers at present."""
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether a decision may trust what is in memory."""
+
+    async def refresh(self) -> None:
+        """Waits until it may, 250 ms at most. Never raises: what cannot be asked cannot have been changed either."""
+
+    def follow(self, apply: Callable[[Changed], None]) -> None:
+        """Hands over every change from now on, before the change's maker is told that it is done."""
+
+
+class Alone:
+    """The `ChangeFeed` of a process that shares its store with nobody."""
+
+    is_healthy = True
+    is_fresh = True
+
+    async def refresh(self) -> None:
+        return
+
+    def follow(self, apply: Callable[[Changed], None]) -> None:
+        return
 
 
 class AccountStore(Protocol):
@@ -96,14 +155,22 @@ class AccountStore(Protocol):
     async def edit_account(self, account_id: str, edit: Edit[Account]) -> Account:
         """Replaces an account by what `edit` makes of it, in one transaction. Raises NotFoundError."""
 
-    async def create_key(self, key: Key, stored_digest: bytes, event: AuditEvent) -> None:
-        """Creates a key."""
+    async def create_key(
+        self, key: Key, stored_digest: bytes, event: AuditEvent, request_id: str = "", content: bytes = b""
+    ) -> Key:
+        """Creates it, or returns the one that the account's request id made, if there is one.
+
+        Raises AlreadyExistsError for another content.
+        """
 
     async def keys(self, account_id: str, after_id: str, at_most: int) -> Sequence[Key]:
         """Keys of an account by rising id, after one."""
 
     async def edit_key(self, key_id: str, edit: Edit[Key]) -> Key:
         """Replaces a key by what `edit` makes of it, in one transaction. Raises NotFoundError."""
+
+    async def note_uses(self, last_used_at_ms: Mapping[str, int]) -> None:
+        """Writes when keys were last used, by key id; never an earlier instant over a later one. Leaves no event."""
 
     async def create_team(self, team: Team, event: AuditEvent) -> Team:
         """Creates it, or returns the one that exists. Raises AlreadyExistsError: it acts for another account."""
@@ -117,12 +184,22 @@ class AccountStore(Protocol):
     async def audit_events(self, account_id: str, before_id: str, at_most: int) -> Sequence[AuditEvent]:
         """Events by falling id, before one if it is not empty; only those of the account if it is not empty."""
 
+    async def changed_since(self, revision: int) -> Changed:
+        """All records whose last change is numbered above the revision."""
+
 
 class OutcomeSource(Protocol):
     """Metering, asked how calls ended."""
 
     async def resolve(self, call_ids: Sequence[str]) -> Mapping[str, Outcome]:
         """The outcomes that are certain. At most 1,000 ids. Raises GatewayError when it cannot tell."""
+
+
+class BalanceSource(Protocol):
+    """Metering, asked what accounts have."""
+
+    async def balances(self, account_ids: Sequence[str]) -> Sequence[Balance]:
+        """One for each account; `seq` 0: nothing was ever posted for it. Raises GatewayError when it cannot tell."""
 
 
 class TokenVerifier(Protocol):

@@ -24,6 +24,13 @@ class Account:
     overrides: Overrides = NO_OVERRIDES
     suspended: bool = False
     created_at_ms: int = 0
+    closed_at_ms: int | None = None
+    revision: int = 0  # number of the change that made it so
+
+    @property
+    def may_call(self) -> bool:
+        """Whether its credentials work."""
+        return not self.suspended and self.closed_at_ms is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,8 @@ class Key:
     expires_at_ms: int | None = None
     revoked_at_ms: int | None = None
     created_at_ms: int = 0
+    last_used_at_ms: int | None = None
+    revision: int = 0  # number of the change that made it so
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +150,7 @@ class Finished(msgspec.Struct, frozen=True):
     run_id: str
     cost_nano_usd: int | None
     used_tokens: int | None
+    account_id: str = ""
 
 
 class Balance(msgspec.Struct, frozen=True):

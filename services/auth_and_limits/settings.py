@@ -5,7 +5,7 @@ Owns what only this service needs; the rest is every process's. Read once, at st
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.auth_and_limits.plans import PACKAGED_PLANS
@@ -50,8 +50,22 @@ class Settings(ProcessSettings):
     key_pepper_file: Path | None = None
     """File with the secret under which API keys are digested; `key_pepper` below `secrets_dir` unless set."""
 
+    postgres_url: SecretStr | None = None
+    """PostgreSQL for accounts, keys, teams and the audit log, shared by all replicas: `postgresql://user@host:port/name`.
+    Unset: a SQLite file of this process alone."""
+
+    migrate: bool = True
+    """Whether a start may bring the schema of accounts up. False: refuse to start until somebody else did."""
+
     store_timeout_s: float = Field(default=0.25, gt=0)
     """After this many seconds a hold journal that did not answer counts as down; below the runners' 2 s for `Admit`."""
+
+    redis_url: SecretStr | None = None
+    """Redis or Valkey for holds, buckets and balances, shared by all replicas: `redis://[user:password@]host:port[,…]`,
+    `rediss://…`, or `unix:///path`. Of several hosts, the primary is used. Unset: the embedded store."""
+
+    learning_s: float = Field(default=6.0, ge=0)
+    """After the shared store was lost nobody is admitted for so long, while runners renew their holds (every 5 s)."""
 
     issuers: tuple[IssuerSettings, ...] = ()
     """OIDC issuers of teams, as a JSON list."""

@@ -16,7 +16,7 @@ from mws.admission.v1 import account_service_pb2 as pb
 from mws.admission.v1 import key_service_pb2 as key_pb
 from mws.common.v1 import credential_pb2
 
-from services.auth_and_limits.adapters.sql_accounts import AccountSchemaError
+from services.auth_and_limits.adapters.sql_migrations import AccountSchemaError
 from services.auth_and_limits.app import open_service
 from services.auth_and_limits.plans import PlanFileError
 from services.runtime.calls import Caller, CallerClass
@@ -157,10 +157,11 @@ async def test_an_unknown_schema_is_refused(tmp_path: Path) -> None:
     async with serving(tmp_path):
         pass
     with sqlite3.connect(tmp_path / "auth" / "accounts.sqlite3") as database:
-        database.execute("UPDATE schema_version SET version = 99")
+        database.execute("UPDATE alembic_version SET version_num = '9999'")
+        database.execute("UPDATE schema_compatibility SET oldest_program = '9998'")
     database.close()
 
-    with pytest.raises(AccountSchemaError, match="99"):
+    with pytest.raises(AccountSchemaError, match="9998"):
         async with open_service(settings_for(tmp_path)):
             pass
 
