@@ -70,12 +70,15 @@ def is_set(raw: Raw | msgspec.UnsetType) -> bool:
 
 class TaggedDecoder:
     """Decodes objects that name their kind in `type`. A kind without a Struct becomes Opaque; a known one with unnamed
-    members becomes Extended."""
+    members becomes Extended. `names_kind`: the place of a complaint about a member names the kind as well."""
 
-    def __init__(self, structs: Mapping[str, type[msgspec.Struct]], *, default: str = "") -> None:
+    def __init__(
+        self, structs: Mapping[str, type[msgspec.Struct]], *, default: str = "", names_kind: bool = False
+    ) -> None:
         self._known = {name: frozenset(struct.__struct_encode_fields__) for name, struct in structs.items()}
         self._decoders = {name: msgspec.json.Decoder(struct) for name, struct in structs.items()}
         self._default = default
+        self._names_kind = names_kind
 
     def decode(self, raw: Raw, path: Path) -> msgspec.Struct | Extended | Opaque:
         members = fields_of(raw, path)
@@ -83,6 +86,8 @@ class TaggedDecoder:
         decoder = self._decoders.get(kind)
         if decoder is None:
             return Opaque(kind, text_of(raw))
+        if self._names_kind:
+            path = (*path, kind)
         known = self._known[kind]
         extra = {name: value for name, value in members.items() if name not in known and name != "type"}
         if not extra:

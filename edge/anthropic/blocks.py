@@ -11,14 +11,21 @@ from msgspec import Raw
 from mws.inference.v1 import generation_pb2 as pb
 
 from edge.anthropic import schema
-from edge.decoding import Extended, Opaque, TaggedDecoder, decode, is_set, object_text, text_of
+from edge.anthropic.uncached import without_cache_control
+from edge.decoding import Extended, TaggedDecoder, decode, is_set, object_text, text_of
 from edge.problems import Path, bad_value, missing
 
 # Stands where a reasoning block needs a signature and its provider gave none. Recognised when it comes back.
 UNSIGNED = "bXdzLnVuc2lnbmVkLnYx"
+MEDIA_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 
-_tagged = TaggedDecoder({**schema.STRUCTS, "tool_result": schema.LooseToolResult})
-_texts = msgspec.json.Decoder(str | list[schema.TextParam])
+_tagged = TaggedDecoder(
+    {**schema.STRUCTS, "tool_result": schema.LooseToolResult},
+    names_kind=True,
+)
+_parts = msgspec.json.Decoder(str | list[schema.SourcePart])
+_texts = msgspec.json.Decoder(list[schema.SourceText])
+_encode = msgspec.json.Encoder().encode
 
 
 class Blocks(Protocol):
@@ -27,34 +34,38 @@ class Blocks(Protocol):
     def add(self) -> pb.ContentBlock: ...
 
 
-def add_block(blocks: Blocks, block: msgspec.Struct, path: Path) -> None:
-    """Appends the neutral form of a decoded block; empty text is dropped."""
+def add_block(blocks: Blocks, block: msgspec.Struct, path: Path, role: "pb.Role.ValueType" = pb.ROLE_USER) -> None:
+    """Appends the neutral form of a decoded block of a turn; empty text is dropped."""
     if type(block) is schema.TextParam:
         if block.text:
             new = blocks.add()
             new.text.text = block.text
             _keep(new, citations=block.citations)
     else:
-        writer: Writer = _WRITERS[type(block)]
-        writer(blocks.add(), block, path)
+        tag, writer, roles = _WRITERS[type(block)]
+        if role not in roles:
+            raise bad_value(path, f"`{tag}` blocks can only be in {_words(roles)} messages")
+        writer(blocks.add(), block, (*path, tag))
 
 
-def add_block_tolerantly(blocks: Blocks, raw: Raw, path: Path) -> None:
+def _words(roles: "tuple[pb.Role.ValueType, ...]") -> str:
+    return " or ".join(f"`{pb.Role.Name(role).removeprefix('ROLE_').lower()}`" for role in roles)
+
+
+def add_block_tolerantly(blocks: Blocks, raw: Raw, path: Path, role: "pb.Role.ValueType" = pb.ROLE_USER) -> None:
     """Appends the neutral form of a block as received, whatever its kind."""
     value = _tagged.decode(raw, path)
-    if isinstance(value, Opaque):
-        new = blocks.add()
-        new.opaque.dialect = pb.DIALECT_ANTHROPIC
-        new.opaque.type = value.type
-        new.opaque.json = value.json
-        return
-    if not isinstance(value, Extended):
-        add_block(blocks, value, path)
-        return
-    added = _Added(blocks)
-    add_block(added, value.value, path)
-    if added.last is not None:
-        added.last.extra_json = _merge(added.last.extra_json, value.extra_json)
+    if isinstance(value, Extended):
+        added = _Added(blocks)
+        add_block(added, value.value, path, role)
+        if added.last is not None and added.last.HasField("opaque"):
+            added.last.opaque.json = _merge(added.last.opaque.json, value.extra_json)
+        elif added.last is not None:
+            added.last.extra_json = _merge(added.last.extra_json, value.extra_json)
+    elif isinstance(value, msgspec.Struct):
+        add_block(blocks, value, path, role)
+    else:
+        _make_opaque(blocks.add(), value.type, without_cache_control(raw, path))
 
 
 Writer = Callable[[pb.ContentBlock, Any, Path], None]
@@ -82,6 +93,13 @@ def _keep(block: pb.ContentBlock, **members: schema.Json) -> None:
         block.extra_json = object_text(kept)
 
 
+def _make_opaque(new: pb.ContentBlock, kind: str, json: Raw, text: str = "") -> None:
+    new.opaque.dialect = pb.DIALECT_ANTHROPIC
+    new.opaque.type = kind
+    new.opaque.json = text_of(json)
+    new.opaque.text = text
+
+
 def _image(new: pb.ContentBlock, block: schema.ImageParam, path: Path) -> None:
     source = block.source
     if source.type == "base64" and source.data is not None:
@@ -93,20 +111,28 @@ def _image(new: pb.ContentBlock, block: schema.ImageParam, path: Path) -> None:
         new.image.file_id = source.file_id
     else:
         raise _bad_source(source.type, ("base64", "url", "file"), (*path, "source"))
+    _check_image(source, (*path, "source", source.type))
     _keep(new, transformations=block.transformations)
+
+
+def _check_image(source: schema.ImageSource, path: Path) -> None:
+    if source.data is not None and not source.data:
+        raise bad_value(path, "image cannot be empty")
+    if source.data is not None and source.media_type and source.media_type not in MEDIA_TYPES:
+        raise bad_value((*path, "media_type"), "Input should be 'image/jpeg', 'image/png', 'image/gif' or 'image/webp'")
 
 
 def _document(new: pb.ContentBlock, block: schema.DocumentParam, path: Path) -> None:
     source, document = block.source, new.document
+    if source.type == "content" and source.content is not msgspec.UNSET:
+        _content_document(new, block, source.content, path)
+        return
     if source.type == "base64" and source.data is not None:
         document.base64_data = source.data
         document.media_type = source.media_type or "application/pdf"
     elif source.type == "text" and source.data is not None:
         document.text = source.data
         document.media_type = source.media_type or "text/plain"
-    elif source.type == "content" and source.content is not msgspec.UNSET:
-        document.text = _joined(source.content, (*path, "source", "content"))
-        document.media_type = "text/plain"
     elif source.type == "url" and source.url is not None:
         document.url = source.url
     elif source.type == "file" and source.file_id is not None:
@@ -118,9 +144,22 @@ def _document(new: pb.ContentBlock, block: schema.DocumentParam, path: Path) -> 
     _keep(new, citations=block.citations)
 
 
-def _joined(content: Raw, path: Path) -> str:
-    value = decode(_texts, content, path)
-    return value if isinstance(value, str) else "\n".join(part.text for part in value)
+def _content_document(new: pb.ContentBlock, block: schema.DocumentParam, content: Raw, path: Path) -> None:
+    """A document of blocks has places that citations point at, so it is kept whole; elsewhere it is its text."""
+    value = decode(_parts, content, (*path, "source", "content"))
+    texts = [value] if isinstance(value, str) else [part.text for part in value if part.text]
+    block.cache_control = msgspec.UNSET
+    block.source.content = without_cache_control(content, path)
+    text = "\n".join(line for line in (block.title, block.context, *texts) if line)
+    _make_opaque(new, "document", Raw(_encode(block)), text)
+
+
+def _search_result(new: pb.ContentBlock, block: schema.SearchResultParam, path: Path) -> None:
+    texts = decode(_texts, block.content, (*path, "content"))
+    block.cache_control = msgspec.UNSET
+    block.content = without_cache_control(block.content, path)
+    text = "\n".join(line for line in (block.title, block.source, *(part.text for part in texts)) if line)
+    _make_opaque(new, "search_result", Raw(_encode(block)), text)
 
 
 def _bad_source(kind: str, kinds: tuple[str, ...], path: Path) -> Exception:
@@ -152,6 +191,9 @@ def _tool_use(new: pb.ContentBlock, block: schema.ToolUseParam, path: Path) -> N
     _keep(new, caller=block.caller, toolset_name=block.toolset_name)
 
 
+_IN_RESULTS = ("text", "image", "document", "opaque")
+
+
 def _tool_result(new: pb.ContentBlock, block: schema.ToolResultParam | schema.LooseToolResult, path: Path) -> None:
     if not block.tool_use_id:
         raise bad_value((*path, "tool_use_id"), "may not be empty")
@@ -166,17 +208,23 @@ def _tool_result(new: pb.ContentBlock, block: schema.ToolResultParam | schema.Lo
             place = (*path, "content", index)
             if isinstance(part, Raw):
                 add_block_tolerantly(result.content, part, place)
+                if result.content and result.content[-1].WhichOneof("kind") not in _IN_RESULTS:
+                    raise bad_value((*place, "type"), "This block has no place in a tool_result")
             else:
                 add_block(result.content, part, place)
     _keep(new, toolset_name=block.toolset_name)
 
 
-_WRITERS: dict[type[msgspec.Struct], Any] = {
-    schema.ImageParam: _image,
-    schema.DocumentParam: _document,
-    schema.ThinkingParam: _thinking,
-    schema.RedactedThinkingParam: _redacted,
-    schema.ToolUseParam: _tool_use,
-    schema.ToolResultParam: _tool_result,
-    schema.LooseToolResult: _tool_result,
+_SAID = (pb.ROLE_USER, pb.ROLE_ASSISTANT)
+_ASKED = (pb.ROLE_USER,)
+_ANSWERED = (pb.ROLE_ASSISTANT,)
+_WRITERS: dict[type[msgspec.Struct], "tuple[str, Any, tuple[pb.Role.ValueType, ...]]"] = {
+    schema.ImageParam: ("image", _image, _SAID),
+    schema.DocumentParam: ("document", _document, _SAID),
+    schema.SearchResultParam: ("search_result", _search_result, _SAID),
+    schema.ThinkingParam: ("thinking", _thinking, _ANSWERED),
+    schema.RedactedThinkingParam: ("redacted_thinking", _redacted, _ANSWERED),
+    schema.ToolUseParam: ("tool_use", _tool_use, _ANSWERED),
+    schema.ToolResultParam: ("tool_result", _tool_result, _ASKED),
+    schema.LooseToolResult: ("tool_result", _tool_result, _ASKED),
 }

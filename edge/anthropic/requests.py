@@ -10,10 +10,10 @@ from msgspec import Raw
 from mws.inference.v1 import generation_pb2 as pb
 
 from edge.anthropic import schema
-from edge.anthropic.blocks import add_block, add_block_tolerantly
-from edge.anthropic.tools import add_tools, referenced_tools, set_tool_choice
+from edge.anthropic.tools import NO_CHANGES, add_tools, set_tool_choice, take_changes
+from edge.anthropic.turns import Turns
 from edge.ask import Ask
-from edge.decoding import decode, fields_of, is_set, text_of
+from edge.decoding import decode, fields_of, text_of
 from edge.problems import BadFieldError, bad_value, missing
 
 Request = schema.MessagesRequest | schema.CountTokensRequest | schema.LooseRequest
@@ -21,22 +21,26 @@ Request = schema.MessagesRequest | schema.CountTokensRequest | schema.LooseReque
 _messages = msgspec.json.Decoder(schema.MessagesRequest)
 _count_tokens = msgspec.json.Decoder(schema.CountTokensRequest)
 _loose = msgspec.json.Decoder(schema.LooseRequest)
-_loose_message = msgspec.json.Decoder(schema.LooseMessage)
 _system_block = msgspec.json.Decoder(schema.TextParam)
 _encode = msgspec.json.Encoder().encode
 
 _KNOWN = frozenset(schema.LooseRequest.__struct_encode_fields__)
-# Named by the schema, and of use to an upstream of the same dialect only: it takes what its allow list has.
-_FORWARDED = ("container", "context_management", "diagnostics", "inference_geo", "mcp_servers", "speed")
+# Named by the schema, and of use to an upstream of the same dialect only: it takes what its allow list has. What nobody
+# here reads is accepted and dropped.
+_FORWARDED = (
+    "compaction",
+    "container",
+    "context_management",
+    "diagnostics",
+    "inference_geo",
+    "mcp_servers",
+    "metadata",
+    "service_tier",
+    "speed",
+    "thread",
+)
 # Claude Code puts a line that changes with every request in front of the prompt; it would defeat every prefix cache.
 _BILLING_LINE = "x-anthropic-billing-header"
-_ROLES = {
-    "user": pb.ROLE_USER,
-    "assistant": pb.ROLE_ASSISTANT,
-    "system": pb.ROLE_SYSTEM,
-    "ctx": pb.ROLE_USER,  # stray roles of some Claude Code builds
-    "msg": pb.ROLE_USER,
-}
 _MODES = {
     "enabled": pb.Reasoning.MODE_ENABLED,
     "between_tools": pb.Reasoning.MODE_ENABLED,
@@ -44,6 +48,7 @@ _MODES = {
     "disabled": pb.Reasoning.MODE_DISABLED,
 }
 _MESSAGES_MAX = 100_000
+_LEAST_BUDGET = 1024  # tokens of reasoning
 _LARGEST_COUNT = 2**53 - 1  # of tokens; no more than this is ever meant
 
 
@@ -78,9 +83,10 @@ def _read(
     _set_format(generation, request)
     _forward_named(generation, request)
     _add_system(generation, request.system)
-    _add_messages(generation, request)
-    if request.tools:
-        add_tools(generation, request.tools, referenced_tools(generation))
+    _add_messages(generation, request.messages)
+    changes = take_changes(generation) if isinstance(request, schema.LooseRequest) else NO_CHANGES
+    if request.tools or changes.added:
+        add_tools(generation, request.tools or (), changes)
     set_tool_choice(generation, request.tool_choice)
     shows = generation.HasField("reasoning") and generation.reasoning.mode in (
         pb.Reasoning.MODE_ENABLED,
@@ -101,7 +107,10 @@ def _set_options(generation: pb.Generation, request: Request) -> None:
     if request.stream:
         generation.stream = True
     if request.stop_sequences:
-        generation.stop_sequences.extend(stop for stop in request.stop_sequences if stop.strip())
+        stops = [stop for stop in request.stop_sequences if stop]
+        if not all(map(str.strip, stops)):
+            raise bad_value(("stop_sequences",), "each stop sequence must contain non-whitespace")
+        generation.stop_sequences.extend(stops)
     if request.temperature is not None:
         generation.temperature = request.temperature
     if request.top_p is not None:
@@ -112,19 +121,32 @@ def _set_options(generation: pb.Generation, request: Request) -> None:
 
 def _set_reasoning(generation: pb.Generation, request: Request) -> None:
     if request.thinking is not None:
-        _set_thinking(generation, request.thinking)
+        _set_thinking(generation, request.thinking, request)
     if request.output_config is not None and request.output_config.effort is not None:
         generation.reasoning.effort = request.output_config.effort
 
 
-def _set_thinking(generation: pb.Generation, thinking: schema.ThinkingConfig) -> None:
-    generation.reasoning.mode = _MODES[thinking.type]
-    if thinking.type == "enabled" and thinking.budget_tokens is None:
-        raise missing(("thinking", "enabled", "budget_tokens"))
+def _set_thinking(generation: pb.Generation, thinking: schema.ThinkingConfig, request: Request) -> None:
+    reasoning = generation.reasoning
+    reasoning.mode = _MODES[thinking.type]
+    if thinking.type == "enabled":
+        _check_budget(thinking.budget_tokens, request)
     if thinking.budget_tokens is not None:
-        generation.reasoning.budget_tokens = min(thinking.budget_tokens, _LARGEST_COUNT)
-    if thinking.display == "omitted":
-        generation.reasoning.omit_text = True
+        reasoning.budget_tokens = min(max(thinking.budget_tokens, 1), _LARGEST_COUNT)
+    reasoning.only_between_tools = thinking.type == "between_tools"
+    reasoning.omit_text = thinking.display == "omitted"
+    reasoning.summarize_text = thinking.display == "summarized"
+
+
+def _check_budget(budget: int | None, request: Request) -> None:
+    path = ("thinking", "enabled", "budget_tokens")
+    if budget is None:
+        raise missing(path)
+    if budget < _LEAST_BUDGET:
+        raise bad_value(path, f"Input should be greater than or equal to {_LEAST_BUDGET}")
+    # Between the calls of tools reasoning may go on beyond one answer, so its budget may as well.
+    if request.max_tokens and budget >= request.max_tokens and not request.tools:
+        raise bad_value((), "`max_tokens` must be greater than `thinking.budget_tokens`.")
 
 
 def _set_format(generation: pb.Generation, request: Request) -> None:
@@ -143,18 +165,28 @@ def _set_format(generation: pb.Generation, request: Request) -> None:
 def _forward_named(generation: pb.Generation, request: Request) -> None:
     for name in _FORWARDED:
         value = getattr(request, name)
-        if value is not msgspec.UNSET and is_set(value):
-            generation.extra_fields_json[name] = text_of(value)
-    if request.metadata:
-        generation.extra_fields_json["metadata"] = _encode(request.metadata).decode()
-    if request.service_tier is not None:
-        generation.extra_fields_json["service_tier"] = _encode(request.service_tier).decode()
+        if value is None or value is msgspec.UNSET:
+            continue
+        text = text_of(value if isinstance(value, Raw) else _encode(value))
+        if text not in ("null", "[]", "{}"):
+            generation.extra_fields_json[name] = text
 
 
 def _forward_unknown(generation: pb.Generation, body: bytes) -> None:
     for name, value in fields_of(body).items():
         if name not in _KNOWN:
             generation.extra_fields_json[name] = text_of(value)
+
+
+def _add_messages(generation: pb.Generation, messages: "list[schema.MessageParam] | list[Raw]") -> None:
+    if not messages:
+        raise bad_value(("messages",), "at least one message is required")
+    if len(messages) > _MESSAGES_MAX:
+        raise bad_value(("messages",), f"at most {_MESSAGES_MAX} messages are accepted")
+    turns = Turns(generation)
+    for item in messages:
+        turns.add(item)
+    turns.finish()
 
 
 def _add_system(generation: pb.Generation, system: "str | list[schema.TextParam] | list[Raw] | None") -> None:
@@ -178,51 +210,3 @@ def _system_text(block: schema.TextParam | Raw, at: int) -> str:
         members = fields_of(block, ("system", at))
         rest = {name: members[name] for name in ("type", "text") if name in members}
         return decode(_system_block, _encode(rest), ("system", at)).text
-
-
-def _add_messages(generation: pb.Generation, request: Request) -> None:
-    if not request.messages:
-        raise bad_value(("messages",), "at least one message is required")
-    if len(request.messages) > _MESSAGES_MAX:
-        raise bad_value(("messages",), f"at most {_MESSAGES_MAX} messages are accepted")
-    items: Sequence[schema.MessageParam | Raw] = request.messages
-    for at, item in enumerate(items):
-        if isinstance(item, schema.MessageParam):
-            _add_message(generation, item, at)
-        else:
-            _add_message_tolerantly(generation, item, at)
-
-
-def _add_message(generation: pb.Generation, item: schema.MessageParam, at: int) -> None:
-    message = generation.messages.add(role=_ROLES[item.role])
-    if isinstance(item.content, str):
-        if item.content:
-            message.content.add().text.text = item.content
-    else:
-        for index, block in enumerate(item.content):
-            add_block(message.content, block, ("messages", at, "content", index))
-    _check_content(generation, message, at)
-
-
-def _add_message_tolerantly(generation: pb.Generation, raw: Raw, at: int) -> None:
-    item = decode(_loose_message, raw, ("messages", at))
-    role = _ROLES.get(item.role)
-    if role is None:
-        raise bad_value(("messages", at, "role"), "Input should be 'user', 'assistant' or 'system'")
-    message = generation.messages.add(role=role)
-    if isinstance(item.content, str):
-        if item.content:
-            message.content.add().text.text = item.content
-    else:
-        for index, block in enumerate(item.content):
-            add_block_tolerantly(message.content, block, ("messages", at, "content", index))
-    _check_content(generation, message, at)
-
-
-def _check_content(generation: pb.Generation, message: pb.Message, at: int) -> None:
-    if message.content or message.role == pb.ROLE_ASSISTANT:
-        return
-    if message.role == pb.ROLE_SYSTEM:
-        del generation.messages[-1]
-        return
-    raise bad_value(("messages", at, "content"), "user messages must have non-empty content")

@@ -21,7 +21,7 @@ class ImageSource(Struct):
     file_id: str | None = None
 
 
-class DocumentSource(Struct):
+class DocumentSource(Struct, omit_defaults=True):
     """Where a document comes from."""
 
     type: str
@@ -32,7 +32,21 @@ class DocumentSource(Struct):
     content: Json = UNSET
 
 
-class Block(Struct, forbid_unknown_fields=True, tag_field="type"):
+class SourceText(Struct):
+    """Text inside a search result; other members are carried unread."""
+
+    type: Literal["text"]
+    text: str
+
+
+class SourcePart(Struct):
+    """A block inside a document."""
+
+    type: Literal["text", "image"]
+    text: str | None = None
+
+
+class Block(Struct, forbid_unknown_fields=True, tag_field="type", omit_defaults=True):
     """What every content block may carry. `cache_control` is accepted and ignored."""
 
     cache_control: Json = UNSET
@@ -58,6 +72,15 @@ class DocumentParam(Block, tag="document", kw_only=True):
     source: DocumentSource
     title: str | None = None
     context: str | None = None
+    citations: Json = UNSET
+
+
+class SearchResultParam(Block, tag="search_result", kw_only=True):
+    """What a search of the caller's found."""
+
+    source: str
+    title: str
+    content: Raw
     citations: Json = UNSET
 
 
@@ -88,13 +111,20 @@ class ToolResultParam(Block, tag="tool_result", kw_only=True):
     """What a tool answered."""
 
     tool_use_id: str
-    content: "str | list[TextParam | ImageParam | DocumentParam] | None" = None
+    content: "str | list[TextParam | ImageParam | DocumentParam | SearchResultParam] | None" = None
     is_error: bool | None = None
     toolset_name: Json = UNSET
 
 
 BlockParam = (
-    TextParam | ImageParam | DocumentParam | ThinkingParam | RedactedThinkingParam | ToolUseParam | ToolResultParam
+    TextParam
+    | ImageParam
+    | DocumentParam
+    | SearchResultParam
+    | ThinkingParam
+    | RedactedThinkingParam
+    | ToolUseParam
+    | ToolResultParam
 )
 STRUCTS: dict[str, type[Struct]] = {
     "text": TextParam,
@@ -102,6 +132,7 @@ STRUCTS: dict[str, type[Struct]] = {
     "document": DocumentParam,
     "thinking": ThinkingParam,
     "redacted_thinking": RedactedThinkingParam,
+    "search_result": SearchResultParam,
     "tool_use": ToolUseParam,
 }
 
@@ -115,11 +146,19 @@ class LooseToolResult(Block, tag="tool_result", kw_only=True):
     toolset_name: Json = UNSET
 
 
+class MessageConfig(Struct):
+    """Settings for the turn that begins with a system message."""
+
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+
+
 class MessageParam(Struct, forbid_unknown_fields=True):
     """One turn. `system` may stand anywhere."""
 
     role: Literal["user", "assistant", "system"]
     content: str | list[BlockParam]
+    clear_at: Literal["next_user_message", "never"] | None = None
+    output_config: MessageConfig | None = None
 
 
 class LooseMessage(Struct):
@@ -127,6 +166,8 @@ class LooseMessage(Struct):
 
     role: str
     content: str | list[Raw]
+    clear_at: Literal["next_user_message", "never"] | None = None
+    output_config: MessageConfig | None = None
 
 
 class ToolParam(Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -163,8 +204,8 @@ class ThinkingConfig(Struct):
     """Whether to reason."""
 
     type: Literal["enabled", "adaptive", "disabled", "between_tools"]
-    budget_tokens: Annotated[int, Meta(ge=1)] | None = None
-    display: str | None = None
+    budget_tokens: int | None = None
+    display: Literal["summarized", "omitted"] | None = None
 
 
 class OutputFormat(Struct):
@@ -179,6 +220,13 @@ class OutputConfig(Struct):
 
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     format: OutputFormat | None = None
+    task_budget: Json = UNSET
+
+
+class Metadata(Struct, omit_defaults=True):
+    """Who the request is for, in the caller's own words."""
+
+    user_id: str | None = None
 
 
 class Options(Struct, kw_only=True):
@@ -194,15 +242,20 @@ class Options(Struct, kw_only=True):
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None
-    metadata: dict[str, Raw] | None = None
-    service_tier: str | None = None
+    metadata: Metadata | None = None
+    service_tier: Literal["auto", "standard_only"] | None = None
+    speed: Literal["standard", "fast"] | None = None
+    inference_geo: str | None = None
+    container: str | dict[str, Raw] | None = None
+    mcp_servers: list[dict[str, Raw]] | None = None
+    context_management: dict[str, Raw] | None = None
+    diagnostics: dict[str, Raw] | None = None
+    fallbacks: Json = UNSET
+    fallback_credit_token: Json = UNSET
+    billing_policy: Json = UNSET
+    compaction: Json = UNSET
+    thread: Json = UNSET
     cache_control: Json = UNSET
-    container: Json = UNSET
-    context_management: Json = UNSET
-    diagnostics: Json = UNSET
-    inference_geo: Json = UNSET
-    mcp_servers: Json = UNSET
-    speed: Json = UNSET
 
 
 class MessagesRequest(Options, kw_only=True, forbid_unknown_fields=True):

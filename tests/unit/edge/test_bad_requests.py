@@ -59,22 +59,22 @@ def _body(value: Any) -> bytes:
         ),
         pytest.param(
             MESSAGES | {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
-            "messages.0.content.0.text: Field required",
+            "messages.0.content.0.text.text: Field required",
             id="text block without text",
         ),
         pytest.param(
             MESSAGES | {"messages": [{"role": "user", "content": [{"type": "text", "zz": 1}]}]},
-            "messages.0.content.0.text: Field required",
+            "messages.0.content.0.text.text: Field required",
             id="text block without text, with an unknown member",
         ),
         pytest.param(
             MESSAGES | {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "ftp"}}]}]},
-            "messages.0.content.0.source.type: Input should be one of 'base64', 'url', 'file'",
+            "messages.0.content.0.image.source.type: Input should be one of 'base64', 'url', 'file'",
             id="unknown image source",
         ),
         pytest.param(
             MESSAGES | {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url"}}]}]},
-            "messages.0.content.0.source.url.url: Field required",
+            "messages.0.content.0.image.source.url.url: Field required",
             id="image without a URL",
         ),
         pytest.param(
@@ -84,45 +84,47 @@ def _body(value: Any) -> bytes:
                     {"role": "assistant", "content": [{"type": "tool_use", "id": "i", "name": "n", "input": 1}]}
                 ]
             },
-            "messages.0.content.0.input: Input should be a valid dictionary",
+            "messages.0.content.0.tool_use.input: Input should be a valid dictionary",
             id="tool input that is no object",
         ),
-        pytest.param(MESSAGES | {"tools": [{"name": "f"}]}, "tools.0.input_schema: Field required", id="no schema"),
-        pytest.param(MESSAGES | {"tools": [TOOL, {}]}, "tools.1.name: Field required", id="no tool name"),
+        pytest.param(
+            MESSAGES | {"tools": [{"name": "f"}]}, "tools.0.custom.input_schema: Field required", id="no schema"
+        ),
+        pytest.param(MESSAGES | {"tools": [TOOL, {}]}, "tools.1.custom.name: Field required", id="no tool name"),
         pytest.param(
             MESSAGES | {"tools": [TOOL | {"input_schema": "x"}]},
-            "tools.0.input_schema: Input should be a JSON Schema object with type 'object'",
+            "tools.0.custom.input_schema: Input should be a JSON Schema object with type 'object'",
             id="schema that is text",
         ),
         pytest.param(
             MESSAGES | {"tools": [TOOL | {"input_schema": {"type": "string"}}]},
-            "tools.0.input_schema.type: Input should be 'object'",
+            "tools.0.custom.input_schema.type: Input should be 'object'",
             id="schema of a string",
         ),
         pytest.param(
             MESSAGES | {"tools": [TOOL | {"input_schema": {"type": "object", "properties": []}}]},
-            "tools.0.input_schema.properties: Input should be a valid dictionary",
+            "tools.0.custom.input_schema.properties: Input should be a valid dictionary",
             id="schema with a list of properties",
         ),
         pytest.param(
             MESSAGES | {"tools": [TOOL | {"input_schema": {"type": "object", "properties": {"a": 1}}}]},
-            "tools.0.input_schema.properties.a: Input should be a JSON Schema",
+            "tools.0.custom.input_schema.properties.a: Input should be a JSON Schema",
             id="property that is no schema",
         ),
         pytest.param(
             MESSAGES
             | {"tools": [TOOL | {"input_schema": {"type": "object", "properties": {"a": {"type": "strnig"}}}}]},
-            "tools.0.input_schema.properties.a.type: 'strnig' is not an accepted value",
+            "tools.0.custom.input_schema.properties.a.type: 'strnig' is not an accepted value",
             id="property of a type that does not exist",
         ),
         pytest.param(
             MESSAGES | {"tools": [TOOL, TOOL | {"input_schema": {"anyOf": [True, {"items": [{"not": 5}]}]}}]},
-            "tools.1.input_schema.anyOf.1.items.0.not: Input should be a JSON Schema",
+            "tools.1.custom.input_schema.anyOf.1.items.0.not: Input should be a JSON Schema",
             id="schema that is bad far down",
         ),
         pytest.param(
             MESSAGES | {"tools": [TOOL | {"input_schema": {"$defs": {"a": {"enum": "x"}}}}]},
-            "tools.0.input_schema.$defs.a.enum: Input should be a valid list",
+            "tools.0.custom.input_schema.$defs.a.enum: Input should be a valid list",
             id="definition with an enum that is no list",
         ),
         pytest.param(
@@ -242,7 +244,8 @@ def test_unusual_schemas_are_taken() -> None:
 def test_numbers_that_nobody_means_are_not_defects() -> None:
     thinking = {"type": "enabled", "budget_tokens": 10**30}
     assert read_count_tokens(_body(MESSAGES | {"max_tokens": 10**30})).generation.max_output_tokens == 2**53 - 1
-    assert read_messages(_body(MESSAGES | {"thinking": thinking})).generation.reasoning.budget_tokens == 2**53 - 1
+    body = _body(MESSAGES | {"thinking": thinking, "tools": [TOOL]})
+    assert read_messages(body).generation.reasoning.budget_tokens == 2**53 - 1
 
 
 def test_counting_needs_no_max_tokens() -> None:
