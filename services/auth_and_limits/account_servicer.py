@@ -37,18 +37,18 @@ class AccountServicer(AccountServiceServicer):
         new = NewAccount(request.request_id, request.name, request.plan, overrides)
         account = await self._accounts.create(call_of(context).caller, new)
         call_of(context).note(account_id=account.account_id)
-        return pb.CreateAccountResponse(account=self._to_pb(account))
+        return pb.CreateAccountResponse(account=await self._to_pb(account))
 
     async def GetAccount(self, request: pb.GetAccountRequest, context: Any) -> pb.GetAccountResponse:
         account = await self._accounts.get(account_for(call_of(context), request.account_id))
-        return pb.GetAccountResponse(account=self._to_pb(account))
+        return pb.GetAccountResponse(account=await self._to_pb(account))
 
     async def ListAccounts(self, request: pb.ListAccountsRequest, context: Any) -> pb.ListAccountsResponse:
         filters = ("accounts", request.name)
         page = translate.page_from_pb(self._tokens, request.page_size, request.page_token, *filters)
         accounts, has_more = cut(await self._accounts.page(request.name, page), page.size)
         return pb.ListAccountsResponse(
-            accounts=[self._to_pb(account) for account in accounts],
+            accounts=[await self._to_pb(account) for account in accounts],
             next_page_token=self._tokens.seal(accounts[-1].account_id, *filters) if has_more else "",
         )
 
@@ -57,7 +57,7 @@ class AccountServicer(AccountServiceServicer):
         change = translate.account_change(request.account, request.update_mask.paths)
         account = await self._accounts.update(call.caller, request.account.account_id, change)
         call.note(account_id=account.account_id)
-        return pb.UpdateAccountResponse(account=self._to_pb(account))
+        return pb.UpdateAccountResponse(account=await self._to_pb(account))
 
     async def CreateTeam(self, request: pb.CreateTeamRequest, context: Any) -> pb.CreateTeamResponse:
         call = call_of(context)
@@ -84,8 +84,8 @@ class AccountServicer(AccountServiceServicer):
         await self._accounts.delete_team(call_of(context).caller, request.team_id)
         return pb.DeleteTeamResponse()
 
-    def _to_pb(self, account: Account) -> pb.Account:
-        return translate.account_to_pb(account, self._accounts.ceilings(account))
+    async def _to_pb(self, account: Account) -> pb.Account:
+        return translate.account_to_pb(account, await self._accounts.ceilings(account))
 
 
 class AuditServicer(AuditServiceServicer):

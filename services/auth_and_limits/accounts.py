@@ -78,9 +78,9 @@ class Accounts:
         self._directory.put_account(account)
         return account
 
-    def ceilings(self, account: Account) -> Ceilings:
+    async def ceilings(self, account: Account) -> Ceilings:
         """The ceilings in force now."""
-        return self._holds.ceilings(account)
+        return await self._holds.ceilings(account)
 
     async def create_team(self, caller: Caller, account_id: str, issuer: str, subject: str) -> Team:
         """Lets a subject act for an account."""

@@ -73,11 +73,11 @@ class Admission:
     async def limits(self, credential: Credential) -> tuple[Payer, LimitsView]:
         """Who pays, and what may be done now."""
         payer = await self.identify(credential)
-        return payer, self._holds.limits(payer)
+        return payer, await self._holds.limits(payer)
 
-    async def extend(self, call_id: str, run_id: str, amount_nano_usd: int) -> Hold | OutOfCredit:
+    async def extend(self, call_id: str, run_id: str, amount_nano_usd: int, account_id: str) -> Hold | OutOfCredit:
         """Raises what an OPEN hold keeps."""
-        return await self._holds.extend(call_id, run_id, amount_nano_usd)
+        return await self._holds.extend(call_id, run_id, amount_nano_usd, account_id)
 
     async def renew(self, runner: str, holds: Sequence[Hold]) -> Sequence[str]:
         """Prolongs a runner's holds; returns those that it holds no more."""
@@ -87,9 +87,11 @@ class Admission:
         """Ends the running part of calls."""
         await self._holds.finish(finished)
 
-    async def void(self, call_id: str, run_id: str) -> None:
-        """Releases a hold as if it had never been."""
-        await self._holds.void(call_id, run_id)
+    async def void(self, call_id: str, run_id: str, account_id: str, credential: Credential | None) -> None:
+        """Releases a hold as if it had never been. A runner that never heard whose it is shows who was to pay."""
+        if not account_id and credential is not None:
+            account_id = (await self.identify(credential)).account.account_id
+        await self._holds.void(call_id, run_id, account_id)
 
     async def change_balances(self, balances: Sequence[Balance]) -> None:
         """Takes over what metering has on record."""

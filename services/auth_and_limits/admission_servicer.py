@@ -37,7 +37,9 @@ class AdmissionServicer(AdmissionServiceServicer):
         rules = translate.Rules()
         rules.number("amount_nano_usd", request.amount_nano_usd, LARGEST_AMOUNT_NANO_USD)
         rules.check()
-        extended = await self._admission.extend(request.call_id, request.run_id, request.amount_nano_usd)
+        extended = await self._admission.extend(
+            request.call_id, request.run_id, request.amount_nano_usd, request.account_id
+        )
         response = pb.ExtendResponse()
         if isinstance(extended, OutOfCredit):
             response.refused.reason = pb.Refusal.REASON_CREDIT
@@ -58,7 +60,8 @@ class AdmissionServicer(AdmissionServiceServicer):
         return pb.FinishResponse()
 
     async def Void(self, request: pb.VoidRequest, context: Any) -> pb.VoidResponse:
-        await self._admission.void(request.call_id, request.run_id)
+        credential = translate.credential_from_pb(request.credential) if request.HasField("credential") else None
+        await self._admission.void(request.call_id, request.run_id, request.account_id, credential)
         return pb.VoidResponse()
 
     async def GetLimits(self, request: pb.GetLimitsRequest, context: Any) -> pb.GetLimitsResponse:
@@ -80,7 +83,7 @@ class AdmissionServicer(AdmissionServiceServicer):
         rules = translate.Rules()
         rules.id("call_id", request.call_id)
         rules.check()
-        only_account_id = account_for(call, "") or None
+        only_account_id = account_for(call, request.account_id) or None
         try:
             async with asyncio.timeout_at(call.deadline):
                 hold = await self._admission.closed(request.call_id, only_account_id)

@@ -45,7 +45,7 @@ class Keys:
         if account is None:
             raise NotFoundError("no such account", metadata={"resource": "account"})
         if caller.caller_class is not CallerClass.ADMIN:
-            self._check_unlocked(account)
+            await self._check_unlocked(account)
         text = api_keys.mint(random_bytes)
         key = Key(
             self._trail.new_id(),
@@ -80,7 +80,7 @@ class Keys:
 
     def last_used_ms(self, key: Key) -> int | None:
         """When the key was last used, to the minute."""
-        return self._directory.last_used_ms(key.key_id)
+        return self._directory.last_used_ms(key)
 
     async def _edit(self, caller: Caller, action: str, key_id: str, change: Callable[[Key], Key]) -> Key:
         def edit(before: Key) -> tuple[Key, AuditEvent | None]:
@@ -94,7 +94,7 @@ class Keys:
         self._directory.put_key(key)
         return key
 
-    def _check_unlocked(self, account: Account) -> None:
-        lifetime_paid_nano_usd = self._holds.lifetime_paid_nano_usd(account.account_id)
+    async def _check_unlocked(self, account: Account) -> None:
+        lifetime_paid_nano_usd = await self._holds.lifetime_paid_nano_usd(account.account_id)
         if not may_make_keys(self._plans.plan(account.plan), lifetime_paid_nano_usd):
             raise KeysNotUnlockedError("keys need $25 of purchases or a subscription")

@@ -32,7 +32,11 @@ class Reaper:
 
     async def turn(self) -> int:
         """One look: returns how many holds were expired."""
-        call_ids = self._holds.expired(BATCH)
+        try:
+            call_ids = await self._holds.expired(BATCH)
+        except GatewayError as error:
+            _log.warning("holds.not_looked_at", why=error.message)
+            return 0
         if not call_ids:
             return 0
         try:

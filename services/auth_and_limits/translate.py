@@ -164,6 +164,7 @@ def _finished(hold: pb.FinishedHold, index: int) -> Finished:
         hold.run_id,
         cost if hold.HasField("cost_nano_usd") else None,
         used if hold.HasField("used_tokens") else None,
+        hold.account_id,
     )
 
 

@@ -4,17 +4,21 @@ Owns the order of deciding, writing and answering; refuses to decide itself.
 """
 
 import asyncio
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 
+from services.auth_and_limits.adapters.balance_reading import BalanceReader
 from services.auth_and_limits.adapters.journal import SLOW_S, HoldJournal
 from services.auth_and_limits.adapters.journal_file import JournalFile, Recovered
 from services.auth_and_limits.adapters.memory_records import Claim, Meters
 from services.auth_and_limits.adapters.memory_state import MemoryState
 from services.auth_and_limits.holds import LEASE_US, Hold, HoldState, first_call_id
 from services.auth_and_limits.limits import Bucket, LimitsView
+from services.auth_and_limits.ports import BalanceSource
 from services.auth_and_limits.records import (
     Account,
     Admitted,
@@ -27,10 +31,11 @@ from services.auth_and_limits.records import (
     Verdict,
 )
 from services.auth_and_limits.tiers import Ceilings, PlanBook
-from services.runtime.errors import HoldNotOpenError, NotFoundError, StoreUnavailableError
+from services.runtime.errors import GatewayError, HoldNotOpenError, NotFoundError, StoreUnavailableError
 
 TOMBSTONE_MS = 3_600_000  # a call id is refused as too old long before
 CLAIM_MS = 24 * 3_600_000
+LEARNING_US = 6_000_000  # a renewal comes every 5 s, so by then every hold that lives is known again
 
 
 def monotonic_us() -> int:
@@ -56,6 +61,9 @@ class EmbeddedHolds:
         open_file: Callable[[Path], JournalFile] = JournalFile,
         slow_s: float = SLOW_S,
     ) -> None:
+        self._is_new = not path.exists()
+        self._reader: BalanceReader | None = None
+        self._closed_until_us = 0
         self._now_us = now_us
         self._now_unix_ms = now_unix_ms
         self._unix_offset_us = now_unix_ms() * 1000 - now_us()
@@ -72,15 +80,35 @@ class EmbeddedHolds:
 
     async def close(self) -> None:
         """Writes what is left."""
+        if self._reader:
+            await self._reader.close()
         await self._journal.close()
+
+    def heal_from(self, balances: BalanceSource, *, has_accounts: bool) -> None:
+        """From now on `balances` is asked what an account has of which the store knows nothing.
+
+        A new journal beside old accounts means that holds were lost: nobody is admitted until runners renewed theirs.
+        """
+        self._reader = BalanceReader(balances)
+        if self._is_new and has_accounts:
+            self._closed_until_us = self._now_us() + LEARNING_US
 
     @property
     def is_healthy(self) -> bool:
         """Whether admissions can be kept at present."""
         return not self._journal.is_stuck
 
+    @property
+    def open_holds(self) -> int:
+        """Holds of calls that run."""
+        return self.state.open_holds
+
     async def admit(self, ask: Ask, payer: Payer) -> Verdict:
         self._journal.check()
+        if self._closed_until_us:
+            self._check_learnt()
+        if self._reader and not self.state.purse(payer.account.account_id).is_known:
+            await self._learn(self._reader, payer.account.account_id)
         verdict = self.state.admit(ask, payer, self._now_us())
         if not isinstance(verdict, Admitted):
             return verdict
@@ -93,7 +121,7 @@ class EmbeddedHolds:
             raise StoreUnavailableError("the first admission could not be kept")
         return verdict
 
-    async def extend(self, call_id: str, run_id: str, amount_nano_usd: int) -> Hold | OutOfCredit:
+    async def extend(self, call_id: str, run_id: str, amount_nano_usd: int, account_id: str = "") -> Hold | OutOfCredit:
         self._journal.check()
         extended = self.state.extend(call_id, run_id, amount_nano_usd)
         if isinstance(extended, OutOfCredit):
@@ -127,7 +155,7 @@ class EmbeddedHolds:
             self.state.finish(item, self._now_us())
         await self._journal.written(is_urgent=False)
 
-    async def void(self, call_id: str, run_id: str) -> None:
+    async def void(self, call_id: str, run_id: str, account_id: str = "") -> None:
         self._journal.check()
         if not self.state.void(call_id, run_id, self._now_us()):
             on_file = (await self._journal.find([call_id])).get(call_id)
@@ -135,13 +163,20 @@ class EmbeddedHolds:
                 raise HoldNotOpenError("the hold is not open for this run")
         await self._journal.written()
 
-    def limits(self, payer: Payer) -> LimitsView:
+    async def limits(self, payer: Payer) -> LimitsView:
+        if self._reader and not self.state.purse(payer.account.account_id).is_known:
+            await self._learn(self._reader, payer.account.account_id)
         return self.state.limits(payer, self._now_us())
 
-    def ceilings(self, account: Account) -> Ceilings:
+    async def ceilings(self, account: Account) -> Ceilings:
+        if self._reader and not self.state.purse(account.account_id).is_known:
+            with contextlib.suppress(GatewayError):  # for a reader, what is known will do: no decision hangs on it
+                await self._learn(self._reader, account.account_id)
         return self.state.ceilings(account)
 
-    def lifetime_paid_nano_usd(self, account_id: str) -> int:
+    async def lifetime_paid_nano_usd(self, account_id: str) -> int:
+        if self._reader and not self.state.purse(account_id).is_known:
+            await self._learn(self._reader, account_id)
         return self.state.purse(account_id).lifetime_paid_nano_usd
 
     async def change_balances(self, balances: Sequence[Balance]) -> None:
@@ -170,7 +205,7 @@ class EmbeddedHolds:
         await self._journal.written()
         return closed
 
-    def expired(self, at_most: int) -> Sequence[str]:
+    async def expired(self, at_most: int) -> Sequence[str]:
         return self.state.expired(self._now_us(), at_most)
 
     async def settle(self, outcomes: Mapping[str, Outcome]) -> None:
@@ -187,6 +222,18 @@ class EmbeddedHolds:
 
     def lease_until_unix_us(self, hold: Hold) -> int:
         return hold.lease_until_us + self._unix_offset_us
+
+    async def _learn(self, reader: BalanceReader, account_id: str) -> None:
+        """Takes over what metering says of an account."""
+        self.state.change_balance(await reader.read(account_id), self._now_us())
+
+    def _check_learnt(self) -> None:
+        left_us = self._closed_until_us - self._now_us()
+        if left_us > 0:
+            raise StoreUnavailableError(
+                "the hold store was lost and learns what is held", retry_in=timedelta(microseconds=left_us)
+            )
+        self._closed_until_us = 0
 
     def _prolong(self, runner: str, holds: Sequence[Hold]) -> tuple[list[Hold], list[str]]:
         lost: list[Hold] = []
@@ -210,6 +257,7 @@ class EmbeddedHolds:
             purse = self.state.purse(account_id)
             purse.seq, purse.balance_nano_usd = seq, balance_nano_usd
             purse.lifetime_paid_nano_usd = lifetime_paid_nano_usd
+            purse.is_known = True
         for meter_id, requests_owed, requests_at, tokens_owed, tokens_at in recovered.meters:
             meters = Meters(
                 meter_id, self._bucket(requests_owed, requests_at, now_us), self._bucket(tokens_owed, tokens_at, now_us)

@@ -31,6 +31,7 @@ class Purse:
     lifetime_paid_nano_usd: int = 0
     held_nano_usd: int = 0
     running: int = 0
+    is_known: bool = False  # metering, or the journal, has said what is in it
 
     @property
     def available_nano_usd(self) -> int:

@@ -212,6 +212,7 @@ class MemoryState:
             hold = self.holds.get(call_id)
             if hold is not None and hold.is_live:
                 self._close_posted(hold, now_us)
+        purse.is_known = True
         if balance.seq > purse.seq:
             purse.seq = balance.seq
             purse.balance_nano_usd = balance.balance_nano_usd

@@ -103,8 +103,7 @@ class Bench:
         assert isinstance(verdict, Refused), verdict
         return verdict
 
-    @property
-    def held(self) -> tuple[int, int]:
+    async def held(self) -> tuple[int, int]:
         """Money held and slots taken, as the store counts them."""
         purse = self.holds.state.purse(self.account.account_id)
         return purse.held_nano_usd, purse.running

@@ -23,7 +23,7 @@ async def test_an_admission_takes_a_request_tokens_a_slot_and_money(bench: Bench
     assert isinstance(verdict, Admitted)
     assert verdict.hold.state is HoldState.OPEN
     assert verdict.limits == LimitsView(BucketView(1_000, 999, 60_000), BucketView(100_000, 99_500, 300_000))
-    assert bench.held == (30, 1)
+    assert await bench.held() == (30, 1)
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,13 @@ async def test_a_refusal_names_what_was_missing_and_takes_nothing(
     bench.account = with_ceilings(bench.account, rpm, tpm, calls)
     await bench.fund(100)
     await bench.admitted(ask(30, 31))
-    before = bench.holds.limits(throttled(bench.account)), bench.held
+    before = await bench.holds.limits(throttled(bench.account)), await bench.held()
 
     refused = await bench.refusal(ask(amount, tokens))
 
     got = (refused.reason, refused.retry_in_us, refused.ceiling, refused.available_nano_usd)
     assert got == expected
-    assert (bench.holds.limits(throttled(bench.account)), bench.held) == before
+    assert (await bench.holds.limits(throttled(bench.account)), await bench.held()) == before
     assert refused.limits == before[0]
 
 
@@ -99,7 +99,7 @@ async def test_spend_raises_the_ceilings_at_the_next_decision(bench: Bench) -> N
     await bench.fund(100, paid=25 * USD)
 
     assert (await bench.admit(ask())).limits.requests == BucketView(2_000, 1_999, 30_000)
-    assert bench.holds.ceilings(bench.account).tier == "next"
+    assert (await bench.holds.ceilings(bench.account)).tier == "next"
 
 
 async def test_of_many_at_once_exactly_as_many_pass_as_the_balance_covers(bench: Bench) -> None:
@@ -109,7 +109,7 @@ async def test_of_many_at_once_exactly_as_many_pass_as_the_balance_covers(bench:
 
     assert sum(isinstance(verdict, Admitted) for verdict in verdicts) == 7
     assert {verdict.reason for verdict in verdicts if isinstance(verdict, Refused)} == {Reason.CREDIT}
-    assert bench.held == (700, 7)
+    assert await bench.held() == (700, 7)
 
 
 async def test_of_a_thousand_runs_of_one_call_exactly_one_is_admitted(bench: Bench) -> None:
@@ -119,7 +119,7 @@ async def test_of_a_thousand_runs_of_one_call_exactly_one_is_admitted(bench: Ben
 
     assert sum(isinstance(verdict, Admitted) for verdict in verdicts) == 1
     assert sum(isinstance(verdict, CallAlreadyAdmittedError) for verdict in verdicts) == 999
-    assert bench.held == (0, 1)
+    assert await bench.held() == (0, 1)
 
 
 async def test_a_repeat_of_the_same_run_returns_the_hold_and_takes_nothing_more(bench: Bench) -> None:
@@ -128,7 +128,7 @@ async def test_a_repeat_of_the_same_run_returns_the_hold_and_takes_nothing_more(
     first, second = await asyncio.gather(bench.admitted(asked), bench.admitted(asked))
 
     assert first == second == await bench.admitted(asked)
-    assert bench.held == (30, 1)
+    assert await bench.held() == (30, 1)
 
 
 @pytest.mark.parametrize("end", ["void", "post"])
@@ -137,20 +137,20 @@ async def test_the_id_of_a_closed_call_is_used_for_ever(bench: Bench, end: str, 
     asked = ask()
     await bench.admitted(asked)
     if end == "void":
-        await bench.holds.void(asked.call_id, asked.run_id)
+        await bench.holds.void(asked.call_id, asked.run_id, ACCOUNT_ID)
     else:
-        await bench.holds.finish([Finished(asked.call_id, asked.run_id, 0, 0)])
+        await bench.holds.finish([Finished(asked.call_id, asked.run_id, 0, 0, ACCOUNT_ID)])
         await bench.fund(0, asked.call_id)
     if crashes:
         await bench.crash()
-    before = bench.holds.limits(throttled(bench.account))
+    before = await bench.holds.limits(throttled(bench.account))
 
     for again in (asked, ask(call_id=asked.call_id)):
         with pytest.raises(CallAlreadyAdmittedError):
             await bench.admit(again)
 
-    assert bench.held == (0, 0)
-    assert bench.holds.limits(throttled(bench.account)) == before
+    assert await bench.held() == (0, 0)
+    assert await bench.holds.limits(throttled(bench.account)) == before
 
 
 class TestIdempotencyKey:
@@ -163,7 +163,7 @@ class TestIdempotencyKey:
         second = await bench.admit(ask(key="k", body=b"1"))
 
         assert second == Earlier(first.call_id, False, second.limits)
-        assert bench.held == (0, 1)
+        assert await bench.held() == (0, 1)
 
     @pytest.mark.parametrize("crashes", [False, True], ids=["same process", "next process"])
     async def test_a_posted_call_is_replayed(self, bench: Bench, crashes: bool) -> None:
@@ -181,7 +181,7 @@ class TestIdempotencyKey:
     async def test_a_voided_call_frees_its_key(self, bench: Bench, crashes: bool) -> None:
         first = ask(key="k", body=b"1")
         await bench.admitted(first)
-        await bench.holds.void(first.call_id, first.run_id)
+        await bench.holds.void(first.call_id, first.run_id, ACCOUNT_ID)
         if crashes:
             await bench.crash()
 

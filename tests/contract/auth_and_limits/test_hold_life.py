@@ -18,7 +18,7 @@ MINUTE_US = 60_000_000
 
 
 def finished(asked: Ask, cost: int | None = None, used: int | None = None) -> list[Finished]:
-    return [Finished(asked.call_id, asked.run_id, cost, used)]
+    return [Finished(asked.call_id, asked.run_id, cost, used, ACCOUNT_ID)]
 
 
 def record(asked: Ask, state: HoldState = HoldState.OPEN, amount: int | None = None) -> Hold:
@@ -27,8 +27,8 @@ def record(asked: Ask, state: HoldState = HoldState.OPEN, amount: int | None = N
     return Hold(asked.call_id, asked.run_id, "runner/1", ACCOUNT_ID, "", state, amount, asked.rate_tokens, "book")
 
 
-def tokens_left(bench: Bench) -> int:
-    return bench.holds.limits(throttled(bench.account)).tokens.remaining
+async def tokens_left(bench: Bench) -> int:
+    return (await bench.holds.limits(throttled(bench.account))).tokens.remaining
 
 
 async def test_an_extension_is_absolute_and_a_repeat_takes_nothing_more(bench: Bench) -> None:
@@ -37,9 +37,9 @@ async def test_an_extension_is_absolute_and_a_repeat_takes_nothing_more(bench: B
     await bench.admitted(asked)
 
     for _ in range(2):
-        hold = await bench.holds.extend(asked.call_id, asked.run_id, 80)
+        hold = await bench.holds.extend(asked.call_id, asked.run_id, 80, ACCOUNT_ID)
         assert isinstance(hold, Hold)
-        assert bench.held == (80, 1)
+        assert await bench.held() == (80, 1)
 
 
 async def test_an_extension_beyond_the_balance_leaves_the_hold_as_it_was(bench: Bench) -> None:
@@ -47,19 +47,19 @@ async def test_an_extension_beyond_the_balance_leaves_the_hold_as_it_was(bench: 
     asked = ask(30)
     await bench.admitted(asked)
 
-    assert await bench.holds.extend(asked.call_id, asked.run_id, 101) == OutOfCredit(70)
-    assert bench.held == (30, 1)
+    assert await bench.holds.extend(asked.call_id, asked.run_id, 101, ACCOUNT_ID) == OutOfCredit(70)
+    assert await bench.held() == (30, 1)
 
 
 async def test_only_the_open_hold_of_the_run_can_be_extended(bench: Bench) -> None:
     asked = ask()
     await bench.admitted(asked)
     with pytest.raises(HoldNotOpenError):
-        await bench.holds.extend(asked.call_id, new_id(), 0)
+        await bench.holds.extend(asked.call_id, new_id(), 0, ACCOUNT_ID)
     await bench.holds.finish(finished(asked))
 
     with pytest.raises(HoldNotOpenError):
-        await bench.holds.extend(asked.call_id, asked.run_id, 0)
+        await bench.holds.extend(asked.call_id, asked.run_id, 0, ACCOUNT_ID)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ async def test_a_finished_call_frees_its_slot_and_keeps_its_cost(
 
     for _ in range(2):
         await bench.holds.finish(finished(asked, cost, used))
-        assert (*bench.held, tokens_left(bench)) == expected
+        assert (*(await bench.held()), await tokens_left(bench)) == expected
 
 
 async def test_the_tokens_of_a_throttled_key_are_corrected_too(bench: Bench) -> None:
@@ -89,7 +89,7 @@ async def test_the_tokens_of_a_throttled_key_are_corrected_too(bench: Bench) -> 
 
     await bench.holds.finish(finished(asked, 0, 100))
 
-    assert bench.holds.limits(payer).tokens.remaining == 900
+    assert (await bench.holds.limits(payer)).tokens.remaining == 900
 
 
 async def test_a_finish_that_comes_after_the_posting_still_corrects_the_tokens(bench: Bench) -> None:
@@ -100,7 +100,7 @@ async def test_a_finish_that_comes_after_the_posting_still_corrects_the_tokens(b
 
     for _ in range(2):
         await bench.holds.finish(finished(asked, 40, 2_000))
-        assert (*bench.held, tokens_left(bench)) == (0, 0, 98_000)
+        assert (*(await bench.held()), await tokens_left(bench)) == (0, 0, 98_000)
 
 
 async def test_another_runs_finish_changes_nothing(bench: Bench) -> None:
@@ -108,9 +108,11 @@ async def test_another_runs_finish_changes_nothing(bench: Bench) -> None:
     asked = ask(50)
     await bench.admitted(asked)
 
-    await bench.holds.finish([Finished(asked.call_id, new_id(), 0, 0), Finished(new_id(), new_id(), 0, 0)])
+    await bench.holds.finish(
+        [Finished(asked.call_id, new_id(), 0, 0, ACCOUNT_ID), Finished(new_id(), new_id(), 0, 0, ACCOUNT_ID)]
+    )
 
-    assert bench.held == (50, 1)
+    assert await bench.held() == (50, 1)
 
 
 async def test_a_void_gives_everything_back_and_a_repeat_changes_nothing(bench: Bench) -> None:
@@ -119,13 +121,13 @@ async def test_a_void_gives_everything_back_and_a_repeat_changes_nothing(bench: 
     await bench.admitted(asked)
 
     for _ in range(2):
-        await bench.holds.void(asked.call_id, asked.run_id)
-        limits = bench.holds.limits(throttled(bench.account))
-        assert (*bench.held, limits.requests.remaining, limits.tokens.remaining) == (0, 0, 1_000, 100_000)
+        await bench.holds.void(asked.call_id, asked.run_id, ACCOUNT_ID)
+        limits = await bench.holds.limits(throttled(bench.account))
+        assert (*(await bench.held()), limits.requests.remaining, limits.tokens.remaining) == (0, 0, 1_000, 100_000)
 
 
 async def test_a_void_of_what_was_never_admitted_changes_nothing(bench: Bench) -> None:
-    await bench.holds.void(new_id(), new_id())
+    await bench.holds.void(new_id(), new_id(), ACCOUNT_ID)
 
 
 @pytest.mark.parametrize("how", ["another run", "finished", "posted", "voided by another run"])
@@ -142,11 +144,11 @@ async def test_what_is_not_open_for_the_run_cannot_be_voided(bench: Bench, how: 
             await bench.holds.finish(finished(asked))
             await bench.fund(0, asked.call_id)
         case "voided by another run":
-            await bench.holds.void(asked.call_id, asked.run_id)
+            await bench.holds.void(asked.call_id, asked.run_id, ACCOUNT_ID)
             run_id = new_id()
 
     with pytest.raises(HoldNotOpenError):
-        await bench.holds.void(asked.call_id, run_id)
+        await bench.holds.void(asked.call_id, run_id, ACCOUNT_ID)
 
 
 class TestBalances:
@@ -157,7 +159,7 @@ class TestBalances:
         for seq in order:
             await bench.holds.change_balances([Balance(ACCOUNT_ID, seq, seq * 100, seq * USD)])
 
-        assert bench.holds.lifetime_paid_nano_usd(ACCOUNT_ID) == 3 * USD
+        assert await bench.holds.lifetime_paid_nano_usd(ACCOUNT_ID) == 3 * USD
         await bench.admitted(ask(300))
         assert (await bench.refusal(ask(1))).available_nano_usd == 0
 
@@ -169,7 +171,7 @@ class TestBalances:
 
         await bench.holds.change_balances([Balance(ACCOUNT_ID, 1, 100, 0, (asked.call_id, new_id()))])
 
-        assert bench.held == (0, 0)
+        assert await bench.held() == (0, 0)
         assert (await bench.refusal(ask(51))).available_nano_usd == 50
 
 
@@ -181,19 +183,19 @@ class TestLeases:
         await bench.admitted(renewed)
         await bench.admitted(left)
         bench.clock.advance_us(LEASE_US - 1)
-        assert list(bench.holds.expired(10)) == []
+        assert list(await bench.holds.expired(10)) == []
         assert list(await bench.holds.renew("runner/1", [record(renewed)])) == []
 
         bench.clock.advance_us(1)
 
-        assert list(bench.holds.expired(10)) == [left.call_id]
+        assert list(await bench.holds.expired(10)) == [left.call_id]
 
     async def test_no_more_are_named_than_wanted(self, bench: Bench) -> None:
         for _ in range(3):
             await bench.admitted(ask())
         bench.clock.advance_us(LEASE_US)
 
-        assert len(bench.holds.expired(2)) == 2
+        assert len(await bench.holds.expired(2)) == 2
 
     async def test_a_void_outcome_releases(self, bench: Bench) -> None:
         await bench.fund(100)
@@ -203,7 +205,7 @@ class TestLeases:
 
         await bench.holds.settle({asked.call_id: Outcome(is_posted=False)})
 
-        assert bench.held == (0, 0)
+        assert await bench.held() == (0, 0)
 
     async def test_an_outcome_of_a_hold_that_was_renewed_meanwhile_is_passed_over(self, bench: Bench) -> None:
         await bench.fund(100)
@@ -214,7 +216,7 @@ class TestLeases:
 
         await bench.holds.settle({asked.call_id: Outcome(is_posted=False)})
 
-        assert bench.held == (50, 1)
+        assert await bench.held() == (50, 1)
 
     async def test_a_posted_outcome_keeps_the_charge_until_its_balance_comes(self, bench: Bench) -> None:
         await bench.fund(100)
@@ -223,9 +225,9 @@ class TestLeases:
         bench.clock.advance_us(LEASE_US)
 
         await bench.holds.settle({asked.call_id: Outcome(is_posted=True, charged_nano_usd=20)})
-        assert bench.held == (20, 0)
+        assert await bench.held() == (20, 0)
         await bench.fund(80, asked.call_id)
-        assert bench.held == (0, 0)
+        assert await bench.held() == (0, 0)
 
     async def test_a_posted_outcome_without_a_balance_closes_at_the_second_look(self, bench: Bench) -> None:
         await bench.fund(100)
@@ -233,10 +235,10 @@ class TestLeases:
         await bench.admitted(asked)
         for _ in range(2):
             bench.clock.advance_us(LEASE_US)
-            assert list(bench.holds.expired(10)) == [asked.call_id]
+            assert list(await bench.holds.expired(10)) == [asked.call_id]
             await bench.holds.settle({asked.call_id: Outcome(is_posted=True, charged_nano_usd=20)})
 
-        assert bench.held == (0, 0)
+        assert await bench.held() == (0, 0)
 
 
 class TestRenewal:
@@ -247,12 +249,12 @@ class TestRenewal:
 
         assert list(await bench.holds.renew("runner/2", [record(ask(70, 5))])) == []
 
-        assert bench.held == (70, 1)
+        assert await bench.held() == (70, 1)
 
     async def test_a_lost_finished_hold_is_recreated_without_a_slot(self, bench: Bench) -> None:
         await bench.holds.renew("runner/2", [record(ask(70), HoldState.FINISHED)])
 
-        assert bench.held == (70, 0)
+        assert await bench.held() == (70, 0)
 
     async def test_a_recreated_hold_counts_even_beyond_the_balance(self, bench: Bench) -> None:
         await bench.holds.renew("runner/2", [record(ask(70))])
@@ -266,7 +268,7 @@ class TestRenewal:
 
         for _ in range(2):
             await bench.holds.renew("runner/1", [record(asked, HoldState.FINISHED, 20)])
-            assert bench.held == (20, 0)
+            assert await bench.held() == (20, 0)
 
     async def test_an_older_record_does_not_reopen_a_finished_hold(self, bench: Bench) -> None:
         await bench.fund(100)
@@ -276,7 +278,7 @@ class TestRenewal:
 
         await bench.holds.renew("runner/1", [record(asked)])
 
-        assert bench.held == (20, 0)
+        assert await bench.held() == (20, 0)
 
     async def test_a_higher_amount_is_caught_up(self, bench: Bench) -> None:
         await bench.fund(100)
@@ -285,7 +287,7 @@ class TestRenewal:
 
         await bench.holds.renew("runner/1", [record(asked, amount=90)])
 
-        assert bench.held == (90, 1)
+        assert await bench.held() == (90, 1)
 
     @pytest.mark.parametrize("crashes", [False, True], ids=["same process", "next process"])
     @pytest.mark.parametrize("end", ["void", "post while open", "post when finished"])
@@ -294,7 +296,7 @@ class TestRenewal:
         asked = ask(50)
         await bench.admitted(asked)
         if end == "void":
-            await bench.holds.void(asked.call_id, asked.run_id)
+            await bench.holds.void(asked.call_id, asked.run_id, ACCOUNT_ID)
         if end == "post when finished":
             await bench.holds.finish(finished(asked, 10))
         await bench.fund(90, asked.call_id)
@@ -302,7 +304,7 @@ class TestRenewal:
             await bench.crash()
 
         assert list(await bench.holds.renew("runner/1", [record(asked)])) == [asked.call_id]
-        assert bench.held == (0, 0)
+        assert await bench.held() == (0, 0)
 
     async def test_another_runs_hold_is_gone_for_this_one(self, bench: Bench) -> None:
         asked = ask()
@@ -331,22 +333,22 @@ class TestAwaiting:
     async def test_it_returns_at_once_for_a_hold_that_is_closed_already(self, bench: Bench) -> None:
         asked = ask()
         await bench.admitted(asked)
-        await bench.holds.void(asked.call_id, asked.run_id)
+        await bench.holds.void(asked.call_id, asked.run_id, ACCOUNT_ID)
 
-        assert (await bench.holds.closed(asked.call_id, None)).state is HoldState.VOIDED
+        assert (await bench.holds.closed(asked.call_id, ACCOUNT_ID)).state is HoldState.VOIDED
 
     async def test_who_gives_up_leaves_nothing_behind(self, bench: Bench) -> None:
         asked = ask()
         await bench.admitted(asked)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0):
-                await bench.holds.closed(asked.call_id, None)
+                await bench.holds.closed(asked.call_id, ACCOUNT_ID)
 
-        await bench.holds.void(asked.call_id, asked.run_id)
+        await bench.holds.void(asked.call_id, asked.run_id, ACCOUNT_ID)
 
     async def test_an_unknown_or_foreign_hold_is_not_found(self, bench: Bench) -> None:
         asked = ask()
         await bench.admitted(asked)
-        for call_id, account_id in ((new_id(), None), (asked.call_id, new_id())):
+        for call_id, account_id in ((new_id(), ACCOUNT_ID), (asked.call_id, new_id())):
             with pytest.raises(NotFoundError):
                 await bench.holds.closed(call_id, account_id)

@@ -103,7 +103,7 @@ class HoldStoreMachine(RuleBasedStateMachine):
         if call is None:
             return
         try:
-            hold = self._run(self._bench.holds.extend(call.asked.call_id, call.asked.run_id, amount))
+            hold = self._run(self._bench.holds.extend(call.asked.call_id, call.asked.run_id, amount, ACCOUNT_ID))
         except HoldNotOpenError:
             assert call.state is not HoldState.OPEN
             return
@@ -124,7 +124,7 @@ class HoldStoreMachine(RuleBasedStateMachine):
     def finish(self, call: Known | None, cost: int | None, used: int | None) -> None:
         if call is None:
             return
-        self._run(self._bench.holds.finish([Finished(call.asked.call_id, call.asked.run_id, cost, used)]))
+        self._run(self._bench.holds.finish([Finished(call.asked.call_id, call.asked.run_id, cost, used, ACCOUNT_ID)]))
         if call.state is not HoldState.CLOSED:
             call.state = HoldState.FINISHED
             call.amount = call.amount if cost is None else cost
@@ -134,7 +134,7 @@ class HoldStoreMachine(RuleBasedStateMachine):
         if call is None:
             return
         try:
-            self._run(self._bench.holds.void(call.asked.call_id, call.asked.run_id))
+            self._run(self._bench.holds.void(call.asked.call_id, call.asked.run_id, ACCOUNT_ID))
         except HoldNotOpenError:
             assert call.state is HoldState.FINISHED or call.is_posted
         else:
@@ -159,7 +159,7 @@ class HoldStoreMachine(RuleBasedStateMachine):
 
     @rule()
     def reap(self) -> None:
-        expired = set(self._bench.holds.expired(1_000))
+        expired = set(self._run(self._bench.holds.expired(1_000)))
         named = [call for call in self._calls if call.asked.call_id in expired]
         assert all(call.state is not HoldState.CLOSED for call in named)
         outcomes = {call.asked.call_id: Outcome(call.is_posted, call.charged) for call in named}
@@ -179,7 +179,7 @@ class HoldStoreMachine(RuleBasedStateMachine):
     @invariant()
     def the_counters_equal_the_sums_over_live_holds(self) -> None:
         running = sum(call.state is HoldState.OPEN for call in self._calls)
-        assert self._bench.held == (self._held, running)
+        assert self._run(self._bench.held()) == (self._held, running)
 
     @staticmethod
     def _close(call: Known) -> None:

@@ -17,7 +17,7 @@ from services.auth_and_limits.holds import HoldState
 from services.auth_and_limits.records import Admitted, Finished
 from services.runtime.errors import CallAlreadyAdmittedError, StoreUnavailableError
 from services.runtime.ids import new_id
-from tests.contract.auth_and_limits.hold_store import Bench, ask, throttled
+from tests.contract.auth_and_limits.hold_store import ACCOUNT_ID, Bench, ask, throttled
 
 
 class SlowFile(JournalFile):
@@ -86,7 +86,7 @@ async def test_a_slow_disk_counts_as_down_after_250_ms_and_nothing_stays_taken(
     slow: tuple[FaultyBench, threading.Event],
 ) -> None:
     bench, let_go = slow
-    before = bench.holds.limits(throttled(bench.account)), bench.held
+    before = await bench.holds.limits(throttled(bench.account)), await bench.held()
     let_go.clear()
     loop = asyncio.get_running_loop()
     started = loop.time()
@@ -95,7 +95,7 @@ async def test_a_slow_disk_counts_as_down_after_250_ms_and_nothing_stays_taken(
 
     assert 0.2 < loop.time() - started < 2
     assert {error.retry_in for error in errors} == {timedelta(seconds=1)}
-    assert (bench.holds.limits(throttled(bench.account)), bench.held) == before
+    assert (await bench.holds.limits(throttled(bench.account)), await bench.held()) == before
     assert not bench.holds.is_healthy
 
 
@@ -123,7 +123,7 @@ async def test_what_was_written_too_late_is_taken_out_again(slow: tuple[FaultyBe
 
     await bench.crash()
 
-    assert bench.held == (0, 0)
+    assert await bench.held() == (0, 0)
     assert await bench.admitted(asked)
 
 
@@ -138,16 +138,16 @@ async def test_a_resent_admit_succeeds_once_the_disk_is_back(slow: tuple[FaultyB
     hold = await bench.admitted(asked)
 
     assert hold.state is HoldState.OPEN
-    assert bench.held == (10, 1)
+    assert await bench.held() == (10, 1)
     await bench.crash()
-    assert bench.held == (10, 1)
+    assert await bench.held() == (10, 1)
 
 
 async def test_a_used_id_stays_used_when_a_late_write_is_taken_out(slow: tuple[FaultyBench, threading.Event]) -> None:
     bench, let_go = slow
     asked = ask(10)
     await bench.admitted(asked)
-    await bench.holds.void(asked.call_id, asked.run_id)
+    await bench.holds.void(asked.call_id, asked.run_id, ACCOUNT_ID)
     let_go.clear()
     await fails(bench.admit(asked))
     let_go.set()
@@ -163,13 +163,13 @@ async def test_changes_that_could_not_be_written_are_written_later(slow: tuple[F
     asked = ask(10)
     await bench.admitted(asked)
     let_go.clear()
-    await fails(bench.holds.finish([Finished(asked.call_id, asked.run_id, 4, 0)]))
+    await fails(bench.holds.finish([Finished(asked.call_id, asked.run_id, 4, 0, ACCOUNT_ID)]))
     let_go.set()
     await until(lambda: bench.holds.is_healthy)
 
     await bench.crash()
 
-    assert bench.held == (4, 0)
+    assert await bench.held() == (4, 0)
 
 
 async def test_an_extension_that_could_not_be_kept_is_taken_back(slow: tuple[FaultyBench, threading.Event]) -> None:
@@ -177,10 +177,10 @@ async def test_an_extension_that_could_not_be_kept_is_taken_back(slow: tuple[Fau
     asked = ask(10)
     await bench.admitted(asked)
     let_go.clear()
-    await fails(bench.holds.extend(asked.call_id, asked.run_id, 500))
+    await fails(bench.holds.extend(asked.call_id, asked.run_id, 500, ACCOUNT_ID))
     let_go.set()
 
-    assert bench.held == (10, 1)
+    assert await bench.held() == (10, 1)
 
 
 async def test_a_repeat_of_an_admission_that_is_on_its_way_fails_with_it(
@@ -192,7 +192,7 @@ async def test_a_repeat_of_an_admission_that_is_on_its_way_fails_with_it(
 
     await asyncio.gather(fails(bench.admit(asked)), fails(bench.admit(asked)))
 
-    assert bench.held == (0, 0)
+    assert await bench.held() == (0, 0)
 
 
 async def test_a_caller_that_leaves_while_its_hold_is_written_leaves_an_ordinary_hold(
@@ -208,8 +208,8 @@ async def test_a_caller_that_leaves_while_its_hold_is_written_leaves_an_ordinary
     await asyncio.wait([leaving])
 
     assert isinstance(await bench.admit(asked), Admitted)
-    await bench.holds.void(asked.call_id, asked.run_id)
-    assert bench.held == (0, 0)
+    await bench.holds.void(asked.call_id, asked.run_id, ACCOUNT_ID)
+    assert await bench.held() == (0, 0)
 
 
 async def test_a_locked_file_refuses_and_recovers(bench: Bench) -> None:
@@ -218,7 +218,7 @@ async def test_a_locked_file_refuses_and_recovers(bench: Bench) -> None:
     other.execute("BEGIN IMMEDIATE")
 
     await fails(bench.admit(ask(10)))
-    assert bench.held == (0, 0)
+    assert await bench.held() == (0, 0)
     other.execute("ROLLBACK")
     other.close()
 
@@ -239,16 +239,16 @@ async def test_a_full_disk_refuses_and_recovers(tmp_path: Path) -> None:
                 break
         else:
             pytest.fail("the disk was never full")
-        held = bench.held
+        held = await bench.held()
         await fails(bench.admit(ask(10)))
-        assert bench.held == held
+        assert await bench.held() == held
     finally:
         FullFile.is_full = False
 
     await bench.admitted(ask(10))
 
     await bench.crash()
-    assert bench.held == (held[0] + 10, held[1] + 1)
+    assert await bench.held() == (held[0] + 10, held[1] + 1)
     await bench.holds.close()
 
 

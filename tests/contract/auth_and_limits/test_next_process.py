@@ -8,13 +8,13 @@ import pytest
 from services.auth_and_limits.holds import LEASE_US
 from services.auth_and_limits.records import Finished
 from services.runtime.errors import CallAlreadyAdmittedError, NotFoundError
-from tests.contract.auth_and_limits.hold_store import USD, Bench, ask, throttled
+from tests.contract.auth_and_limits.hold_store import ACCOUNT_ID, USD, Bench, ask, throttled
 
 MINUTE_US = 60_000_000
 
 
-def tokens_left(bench: Bench) -> int:
-    return bench.holds.limits(throttled(bench.account)).tokens.remaining
+async def tokens_left(bench: Bench) -> int:
+    return (await bench.holds.limits(throttled(bench.account))).tokens.remaining
 
 
 async def test_it_finds_holds_and_balances(bench: Bench) -> None:
@@ -22,13 +22,13 @@ async def test_it_finds_holds_and_balances(bench: Bench) -> None:
     running, ended, closed = ask(10, 7), ask(20), ask(30)
     for asked in (running, ended, closed):
         await bench.admitted(asked)
-    await bench.holds.finish([Finished(ended.call_id, ended.run_id, 5, 0)])
+    await bench.holds.finish([Finished(ended.call_id, ended.run_id, 5, 0, ACCOUNT_ID)])
     await bench.fund(70, closed.call_id, paid=30 * USD)
 
     await bench.crash()
 
-    assert bench.held == (15, 1)
-    assert bench.holds.ceilings(bench.account).tier == "next"
+    assert await bench.held() == (15, 1)
+    assert (await bench.holds.ceilings(bench.account)).tier == "next"
     assert (await bench.refusal(ask(56))).available_nano_usd == 55
     assert await bench.admitted(running) == bench.holds.state.holds[running.call_id]
 
@@ -41,7 +41,7 @@ async def test_it_finds_the_buckets_and_what_flowed_back_since(bench: Bench) -> 
     bench.clock.advance_us(MINUTE_US // 10)
     await bench.crash()
 
-    limits = bench.holds.limits(payer)
+    limits = await bench.holds.limits(payer)
     assert (limits.requests.remaining, limits.tokens.remaining) == (60, 60_000)
 
 
@@ -49,11 +49,11 @@ async def test_a_wall_clock_that_was_set_back_never_refuses_for_longer_than_a_mi
     await bench.admitted(ask(0, 100_000))
     bench.clock.unix_ms -= 24 * 3_600_000
     await bench.crash()
-    assert tokens_left(bench) == 0
+    assert await tokens_left(bench) == 0
 
     bench.clock.advance_us(MINUTE_US)
 
-    assert tokens_left(bench) == 100_000
+    assert await tokens_left(bench) == 100_000
 
 
 async def test_its_leases_start_anew(bench: Bench) -> None:
@@ -61,11 +61,11 @@ async def test_its_leases_start_anew(bench: Bench) -> None:
     await bench.admitted(asked)
     bench.clock.advance_us(LEASE_US)
     await bench.crash()
-    assert list(bench.holds.expired(10)) == []
+    assert list(await bench.holds.expired(10)) == []
 
     bench.clock.advance_us(LEASE_US)
 
-    assert list(bench.holds.expired(10)) == [asked.call_id]
+    assert list(await bench.holds.expired(10)) == [asked.call_id]
 
 
 async def test_closed_holds_are_dropped_after_an_hour_and_live_ones_never(bench: Bench) -> None:
@@ -76,7 +76,7 @@ async def test_closed_holds_are_dropped_after_an_hour_and_live_ones_never(bench:
     live, closed = ask(call_id=minted_now(1)), ask(call_id=minted_now(2))
     for asked in (live, closed):
         await bench.admitted(asked)
-    await bench.holds.void(closed.call_id, closed.run_id)
+    await bench.holds.void(closed.call_id, closed.run_id, ACCOUNT_ID)
 
     bench.clock.advance_us(3_600_000_000 - 1000)
     await bench.holds.forget_old()

@@ -212,7 +212,7 @@ async def test_a_hold_is_extended_finished_and_closed(running: Running) -> None:
     ended = pb.FinishedHold(**ids, cost_nano_usd=0, used_tokens=0)
     await stub.Finish(pb.FinishRequest(holds=[ended]), timeout=TIMEOUT_S)
     with pytest.raises(HoldNotOpenError):
-        await stub.Void(pb.VoidRequest(**ids), timeout=TIMEOUT_S)
+        await stub.Void(pb.VoidRequest(call_id=request.call_id, run_id=request.run_id), timeout=TIMEOUT_S)
     await running.fund(account_id, 1_000, request.call_id)
     closed = await stub.AwaitOutcome(pb.AwaitOutcomeRequest(call_id=request.call_id), timeout=TIMEOUT_S)
 
@@ -254,7 +254,7 @@ async def test_a_renewal_names_what_is_gone_and_recreates_what_was_lost(running:
     answer = await stub.Renew(pb.RenewRequest(runner="inference-0/1", holds=[held, lost]), timeout=TIMEOUT_S)
 
     assert list(answer.gone_call_ids) == [voided.call_id]
-    assert running.service.holds.state.purse(account_id).running == 1
+    assert running.service.holds.open_holds == 1
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ class Holds:
         self.waiting = list(expired)
         self.settled: dict[str, Outcome] = {}
 
-    def expired(self, at_most: int) -> Sequence[str]:
+    async def expired(self, at_most: int) -> Sequence[str]:
         return self.waiting[:at_most]
 
     async def settle(self, outcomes: Mapping[str, Outcome]) -> None:
