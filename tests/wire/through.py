@@ -178,13 +178,13 @@ def folded(heard: Heard) -> dict[str, Any]:
                 message: Any = stream.get_final_message()
         else:
             message = server.anthropic.messages.create(model="m", max_tokens=1, messages=[])
-        return _plain_message(message.model_dump(exclude_none=True))
+        return _plain_message(message.model_dump(exclude_none=True, warnings=False))
     if heard.is_stream:
         with server.openai.chat.completions.stream(model="m", messages=[]) as chunks:
             chunks.until_done()  # the final completion itself is refused for `length` and `content_filter`
-            return _plain_completion(chunks.current_completion_snapshot.model_dump(exclude_none=True))
+            return _plain_completion(chunks.current_completion_snapshot.model_dump(exclude_none=True, warnings=False))
     completion = server.openai.chat.completions.create(model="m", messages=[])
-    return _plain_completion(completion.model_dump(exclude_none=True))
+    return _plain_completion(completion.model_dump(exclude_none=True, warnings=False))
 
 
 def _plain_message(message: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from mws.inference.v1.generation_pb2 import GenerationEvent
 from services.routing_and_inference.upstreams import counts, errors, payloads
 from services.routing_and_inference.upstreams.runs import RunWriter, ToolCall
 
-_REASONS: Mapping[str, "pb.FinishReason.ValueType"] = {
+REASONS: Mapping[str, "pb.FinishReason.ValueType"] = {
     "end_turn": pb.FINISH_REASON_STOP,
     "max_tokens": pb.FINISH_REASON_LENGTH,
     "stop_sequence": pb.FINISH_REASON_STOP_SEQUENCE,
@@ -127,7 +127,7 @@ class AnthropicAnswer:
 
     def end(self, *, done: bool) -> GenerationEvent:
         """The last event; what the runs still hold comes before it."""
-        if not self._stop_reason and (not done or not self.begun or self._runs.has_incomplete_call):
+        if not self._stop_reason and (not done or not self._runs.has_content or self._runs.has_incomplete_call):
             raise errors.cut()
         for index in list(self._blocks):
             self._end_block(index)
@@ -265,7 +265,7 @@ class AnthropicAnswer:
             counts.of_anthropic(usage, self._usage)
 
     def _reason(self) -> "pb.FinishReason.ValueType":
-        reason = _REASONS.get(self._stop_reason, pb.FINISH_REASON_STOP)
+        reason = REASONS.get(self._stop_reason, pb.FINISH_REASON_STOP)
         if reason == pb.FINISH_REASON_STOP and self._runs.has_tools:
             return pb.FINISH_REASON_TOOL_CALLS
         if reason == pb.FINISH_REASON_TOOL_CALLS and not self._runs.has_tools:

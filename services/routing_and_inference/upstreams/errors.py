@@ -76,6 +76,16 @@ def cut() -> UpstreamFailure:
     return UpstreamFailure(FailureKind.CUT, retryable=True, status=200, accepted=True)
 
 
+def failed() -> UpstreamFailure:
+    """The answer says that it failed, and no more than that."""
+    return UpstreamFailure(FailureKind.UNAVAILABLE, retryable=True, status=200, accepted=True)
+
+
+def overloaded() -> UpstreamFailure:
+    """The answer says that the upstream cannot now."""
+    return UpstreamFailure(FailureKind.OVERLOADED, retryable=True, status=200, accepted=True)
+
+
 def rejected(message: str) -> UpstreamFailure:
     """The request cannot be said in the upstream's dialect; `message` is ours, for the caller."""
     return UpstreamFailure(FailureKind.REJECTED, retryable=False, status=400, message=message)
@@ -99,10 +109,10 @@ def of_error_in_answer(body: object) -> UpstreamFailure:
     """An error object inside an answer whose status was 2xx."""
     error = _error_of(body)
     if error.labels & _OVERLOADED_TYPES:
-        return UpstreamFailure(FailureKind.OVERLOADED, retryable=True, status=200, accepted=True)
+        return overloaded()
     if error.labels & _CONTEXT_CODES or error.labels & _REQUEST_TYPES:
         return _of_request(200, error, accepted=True)
-    return UpstreamFailure(FailureKind.UNAVAILABLE, retryable=True, status=200, accepted=True)
+    return failed()
 
 
 def read_error(body: bytes) -> ErrorBody:

@@ -4,7 +4,7 @@ Owns the quirks of the vendors that speak this dialect; refuses to know HTTP and
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +12,7 @@ from mws.common.v1.token_usage_pb2 import TokenUsage
 from mws.inference.v1 import generation_pb2 as pb
 from mws.inference.v1.generation_pb2 import GenerationEvent
 
+from services.routing_and_inference.ports import UpstreamFailure
 from services.routing_and_inference.upstreams import counts, errors, payloads
 from services.routing_and_inference.upstreams.runs import RunWriter, ToolCall
 
@@ -79,6 +80,14 @@ _REASONS: Mapping[str, "pb.FinishReason.ValueType"] = {
     "stop_sequence": pb.FINISH_REASON_STOP,
     "model_length": pb.FINISH_REASON_CONTEXT_FULL,
 }
+# Reasons that are failures: the provider gave up, and said so in the place where others say that they are done.
+_FAILURES: Mapping[str, Callable[[], UpstreamFailure]] = {
+    "error": errors.failed,
+    "abort": errors.cut,
+    "aborted": errors.cut,
+    "cancelled": errors.cut,
+    "insufficient_system_resource": errors.overloaded,
+}
 
 
 def mint_tool_call_id() -> str:
@@ -116,7 +125,7 @@ class OpenAiAnswer:
         if chunk.usage is not _NOTHING or chunk.error is not _NOTHING or chunk.x_groq is not None:
             self._read_envelope(chunk)
         if chunk.choices is None:
-            _refuse_bare_error(payload, had_usage=chunk.usage is not _NOTHING)
+            _refuse_bare_error(payload, is_error=name == b"error", had_usage=chunk.usage is not _NOTHING)
         else:
             for choice in chunk.choices:
                 if not choice.index:
@@ -127,6 +136,8 @@ class OpenAiAnswer:
         """The last event; what the runs still hold comes before it."""
         if not self.finished and (not done or not self._runs.has_content or self._runs.has_incomplete_call):
             raise errors.cut()
+        if failure := _FAILURES.get(self._finish):
+            raise failure()
         self._runs.end()
         event = GenerationEvent()
         finished = event.finished
@@ -230,13 +241,14 @@ def _begins_another(call: ToolCall, piece_id: str | None, function: _Function) -
     return bool(call.name and function.arguments) and call.is_complete()
 
 
-def _refuse_bare_error(payload: bytes, *, had_usage: bool) -> None:
+def _refuse_bare_error(payload: bytes, *, is_error: bool, had_usage: bool) -> None:
     """Without choices it may be an error that nobody wrapped, or something to ignore."""
     body = payloads.decode(payload)
     if not isinstance(body, Mapping):
         raise errors.malformed()
     if (
-        body.get("object") == "error"
+        is_error
+        or body.get("object") == "error"
         or body.get("type") == "error"
         or (not had_usage and ("message" in body or "detail" in body))
     ):
