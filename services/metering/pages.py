@@ -6,7 +6,10 @@ Owns their form; refuses to know what is listed.
 import base64
 import binascii
 import hashlib
+import json
 import struct
+from collections.abc import Sequence
+from typing import Any
 
 from services.runtime.errors import FieldViolation, InvalidRequestError
 
@@ -45,6 +48,27 @@ def read_token(token: str, *bound_to: str) -> Position | None:
         raise _invalid("page_token", "is not one of ours, or belongs to another filter")
     instant_us, row_id = _POSITION.unpack(packed)
     return instant_us, row_id
+
+
+def write_cursor(values: Sequence[str | int], *bound_to: str) -> str:
+    """A token that holds several values."""
+    packed = json.dumps(list(values), ensure_ascii=False, separators=(",", ":")).encode()
+    return base64.urlsafe_b64encode(_seal(packed, bound_to) + packed).decode().rstrip("=")
+
+
+def read_cursor(token: str, field: str, *bound_to: str) -> list[Any] | None:
+    """The values in a token; None for an empty one. Raises InvalidRequestError."""
+    if not token:
+        return None
+    try:
+        raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+    except (binascii.Error, ValueError):
+        raw = b""
+    seal, packed = raw[:_SEAL_BYTES], raw[_SEAL_BYTES:]
+    if not packed or seal != _seal(packed, bound_to):
+        raise _invalid(field, "is not one of ours, or belongs to another request")
+    values: list[Any] = json.loads(packed)
+    return values
 
 
 def _seal(packed: bytes, bound_to: tuple[str, ...]) -> bytes:
