@@ -38,6 +38,7 @@ OPTIONS: Mapping[str, type | tuple[type, ...]] = {
     "max_tokens_field": str,  # `max_tokens` or `max_completion_tokens`
     "stream_usage": bool,  # ask for usage at the end of a stream; true unless stated
     "tool_ids": str,  # `verbatim`, or a rewriting that the upstream needs
+    "server_tools": list,  # how the kinds of tools begin that may run at the upstream: each has a price of its own
     "anthropic_version": str,
     "anthropic_beta": str,
     "batch_size": int,  # inputs per embedding request

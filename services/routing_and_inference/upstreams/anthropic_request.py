@@ -18,6 +18,9 @@ from services.routing_and_inference.upstreams.anthropic_turns import TurnWriter
 _FALLBACK_MAX_TOKENS = 4096
 _LEAST_BUDGET = 1024  # thinking tokens that the dialect accepts
 _BUDGETS = {"minimal": 1024, "low": 1024, "medium": 4096, "high": 16_384, "xhigh": 32_768, "max": 65_536}
+# Kinds of tools that the caller runs itself, so that nobody is paid for them. Any other kind runs at the provider, at a
+# price of its own: it reaches an upstream whose option `server_tools` has it, and is left out for all others.
+_RUN_BY_CALLER = ("custom", "bash_", "text_editor_", "memory_", "computer_", "browser_", "tool_search_tool_")
 _JSON_ONLY = "Answer with one JSON object and nothing else: no explanation, no code fence."
 
 _encode = msgspec.json.Encoder().encode
@@ -52,7 +55,7 @@ def write_request(request: UpstreamRequest) -> MessagesRequestBody:
         body["system"] = turns.system
     if generation.stream:
         body["stream"] = True
-    _write_tools(body, generation, same_dialect=same_dialect)
+    _write_tools(body, generation, _server_tools(options.get("server_tools", ())), same_dialect=same_dialect)
     _write_reasoning(body, generation, same_dialect=same_dialect)
     _write_sampling(body, generation, same_dialect=same_dialect)
     _write_format(body, generation)
@@ -81,12 +84,19 @@ def _write_sampling(body: dict[str, Any], generation: pb.Generation, *, same_dia
         body["top_k"] = generation.top_k
 
 
-def _write_tools(body: dict[str, Any], generation: pb.Generation, *, same_dialect: bool) -> None:
+def _server_tools(allowed: object) -> tuple[str, ...]:
+    """How the kinds of tools begin that may run at this upstream, or at the caller."""
+    return (*_RUN_BY_CALLER, *map(str, allowed if isinstance(allowed, list | tuple) else ()))
+
+
+def _write_tools(
+    body: dict[str, Any], generation: pb.Generation, kinds: tuple[str, ...], *, same_dialect: bool
+) -> None:
     tools: list[Any] = []
     for tool in generation.tools:
         if not tool.HasField("opaque"):
             tools.append(_tool(tool, same_dialect=same_dialect))
-        elif tool.opaque.dialect == pb.DIALECT_ANTHROPIC:
+        elif tool.opaque.dialect == pb.DIALECT_ANTHROPIC and tool.opaque.type.startswith(kinds):
             tools.append(msgspec.Raw(tool.opaque.json))
         elif generation.tool_choice.name and tool.name == generation.tool_choice.name:
             raise errors.rejected(f"tool_choice names {tool.name[:64]!r}, which the model of this call does not have")
@@ -153,6 +163,8 @@ def _thinking(reasoning: pb.Reasoning) -> dict[str, Any] | None:
     if reasoning.mode == pb.Reasoning.MODE_DISABLED:
         return {"type": "disabled"}
     if reasoning.mode == pb.Reasoning.MODE_ENABLED:
+        if reasoning.only_between_tools:
+            return {"type": "between_tools"}
         written: dict[str, Any] = {"type": "enabled"}
         if reasoning.HasField("budget_tokens"):
             written["budget_tokens"] = reasoning.budget_tokens
@@ -162,8 +174,8 @@ def _thinking(reasoning: pb.Reasoning) -> dict[str, Any] | None:
         written = {"type": "adaptive"}
     else:
         return None
-    if reasoning.omit_text:
-        written["display"] = "omitted"
+    if reasoning.omit_text or reasoning.summarize_text:
+        written["display"] = "omitted" if reasoning.omit_text else "summarized"
     return written
 
 

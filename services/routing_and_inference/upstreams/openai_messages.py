@@ -132,6 +132,8 @@ class _Writer:
             part = _document(block.document)
         elif kind == "opaque" and block.opaque.dialect == pb.DIALECT_OPENAI:
             part = msgspec.Raw(block.opaque.json)
+        elif kind == "opaque" and block.opaque.text:
+            part = {"type": "text", "text": block.opaque.text}
         else:
             part = None
         if part is None:

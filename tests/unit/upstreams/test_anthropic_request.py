@@ -133,7 +133,7 @@ def test_what_an_anthropic_caller_sent_reaches_its_upstream_unchanged() -> None:
         top_k=3,
         extra_fields_json={"metadata": '{"user_id":"u"}', "speed": '"fast"'},
     )
-    assert body(made, ANTHROPIC, forward_fields=["metadata"]) == {
+    assert body(made, ANTHROPIC, forward_fields=["metadata"], server_tools=["w"]) == {
         "model": "model-1",
         "max_tokens": 8192,
         "system": [{**t("Be brief"), "cache_control": {"type": "ephemeral"}}],
@@ -227,3 +227,38 @@ def test_any_tool_id_survives(call_id: str) -> None:
 @pytest.mark.parametrize("foreign", ["mwsid_!", "mwsid_a", "mwsid_////", "toolu_1"])
 def test_an_id_that_we_did_not_write_stays_itself(foreign: str) -> None:
     assert tool_ids.decode(foreign) == foreign
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "is_sent"),
+    [
+        pytest.param("web_search_20260318", {}, False, id="a tool that its provider is paid for stays out"),
+        pytest.param("code_execution_20260521", {}, False, id="so does one that runs code there"),
+        pytest.param("tool_of_2031", {}, False, id="and one that nobody knows the price of"),
+        pytest.param("web_search_20260318", {"server_tools": ["web_search_"]}, True, id="unless the upstream has it"),
+        pytest.param("bash_20250124", {}, True, id="a tool that the caller runs costs nothing"),
+        pytest.param("custom", {}, True, id="nor does one that is still deferred"),
+    ],
+)
+def test_paid_tools_run_where_they_are_priced(kind: str, options: dict[str, Option], is_sent: bool) -> None:
+    opaque = pb.OpaqueBlock(dialect=ANTHROPIC, type=kind, json='{"name":"n"}')
+    made = generation(tools=[pb.Tool(name="n", opaque=opaque)])
+    assert body(made, ANTHROPIC, **options).get("tools") == ([{"name": "n"}] if is_sent else None)
+    if not is_sent:
+        made.tool_choice.mode, made.tool_choice.name = Choice.MODE_NAMED, "n"
+        with pytest.raises(UpstreamFailure, match="rejected"):
+            body(made, ANTHROPIC, **options)
+
+
+@pytest.mark.parametrize(
+    ("fields", "written"),
+    [
+        pytest.param({"only_between_tools": True}, {"type": "between_tools"}, id="only after the results of tools"),
+        pytest.param({"budget_tokens": 2048, "summarize_text": True},
+                     {"type": "enabled", "budget_tokens": 2048, "display": "summarized"}, id="summarized"),
+        pytest.param({"omit_text": True}, {"type": "adaptive", "display": "omitted"}, id="omitted"),
+    ],
+)  # fmt: skip
+def test_reasoning_is_asked_for_as_the_caller_did(fields: dict[str, Any], written: dict[str, Any]) -> None:
+    made = generation(reasoning=Reasoning(mode=Reasoning.MODE_ENABLED, **fields))
+    assert body(made, ANTHROPIC)["thinking"] == written

@@ -90,6 +90,13 @@ def user(content: Any) -> dict[str, Any]:
                      id="a PDF"),
         pytest.param([turn(USER, block(opaque=pb.OpaqueBlock(dialect=ANTHROPIC, type="search_result", json="{}")))],
                      [user("[content omitted]")], id="content of another dialect leaves a placeholder"),
+        pytest.param([turn(USER, block(opaque=pb.OpaqueBlock(
+                         dialect=ANTHROPIC, type="search_result", json="{}", text="Found"))),
+                      turn(ASSISTANT, call("a")),
+                      turn(USER, result("a", block(opaque=pb.OpaqueBlock(
+                         dialect=ANTHROPIC, type="document", json="{}", text="Read"))))],
+                     [user("Found"), calls_message("a"), tool_message("a", "Read")],
+                     id="or what it says"),
         pytest.param([turn(USER, text("Go")), turn(ASSISTANT, text("On it"), call("a")), turn(USER, result("a",
                      text("42")))],
                      [user("Go"), calls_message("a", content="On it"), tool_message("a", "42")], id="a tool turn"),
