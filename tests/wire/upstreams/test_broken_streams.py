@@ -11,10 +11,9 @@ import openai
 import pytest
 
 from tests.fakes import anthropic_frame, openai_chunk, openai_frame
-from tests.wire.through import SHAPES, check_stream, folded, hear, request_from
+from tests.wire.through import SHAPES, TYPED, check_stream, folded, hear, request_from
 from tests.wire.upstreams.frames import DONE, ROLE, STOPPED, piece, pieces_of, say, started, text, use
 
-TYPED = (anthropic.APIError, openai.APIError)
 MIDDLE = {"type": "overloaded_error", "message": "at https://inner.example/v1 for org-abcdef123"}
 VALID = openai_frame({"choices": [{"index": 0, "delta": {"content": "x"}}], "error": {"code": 502, "message": "gone"}})
 
