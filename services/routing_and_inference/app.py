@@ -19,6 +19,7 @@ from mws.admission.v1 import admission_service_pb2 as admission_pb
 from mws.admission.v1.admission_service_pb2_grpc import AdmissionServiceStub
 from mws.common.v1.credential_pb2 import Credential
 from mws.inference.v1.catalog_service_pb2_grpc import add_CatalogServiceServicer_to_server
+from mws.inference.v1.forward_service_pb2_grpc import add_ForwardServiceServicer_to_server
 from mws.inference.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 from mws.inference.v1.routing_service_pb2_grpc import add_RoutingServiceServicer_to_server
 from mws.metering.v1.metering_service_pb2_grpc import MeteringServiceStub
@@ -32,6 +33,8 @@ from services.routing_and_inference.adapters.spool import Spool, SpoolFullError
 from services.routing_and_inference.admission import Admissions
 from services.routing_and_inference.catalog import Catalogue, Kind, UpstreamTarget
 from services.routing_and_inference.fleet import Fleet
+from services.routing_and_inference.forward_servicer import ForwardServicer
+from services.routing_and_inference.forwarding import Forwarder
 from services.routing_and_inference.generation import Generator
 from services.routing_and_inference.ports import Dialects
 from services.routing_and_inference.price_book import price_book_of
@@ -106,7 +109,8 @@ async def run(settings: Settings) -> None:
 
 def wire(catalogue: Catalogue, outside: Outside, *, runner: str) -> Service:
     """Builds everything that serves. `runner` names this run of this process."""
-    book = price_book_of(catalogue.profiles)
+    profiles = (*catalogue.profiles, *catalogue.company_proxy.models)
+    book = price_book_of(profiles)
     leases = Leases(outside.admission, runner)
     finisher = Finisher(outside.admission, is_busy=lambda: len(leases) >= _BUSY_CALLS)
     prices = PriceRegistration(outside.metering, book)
@@ -115,12 +119,14 @@ def wire(catalogue: Catalogue, outside: Outside, *, runner: str) -> Service:
         outside.admission, leases, finisher, runner=runner, price_book_version=book.version, wall_us=wall_us
     )
     settlement = Settlement(recorder, leases, finisher, wall_us=wall_us)
-    fleet = Fleet(catalogue.profiles, now_s=time.monotonic, wall_us=wall_us, random=random.random)
+    fleet = Fleet(profiles, now_s=time.monotonic, wall_us=wall_us, random=random.random)
     generator = Generator(catalogue, outside.dialects.generation, fleet, admissions, settlement)
     unary_calls = UnaryCalls(catalogue, outside.dialects, fleet, admissions, settlement)
+    forwarder = Forwarder(catalogue.company_proxy, outside.dialects.native, fleet, admissions, settlement)
     table = MethodTable()
     registry: Any = table  # stands where generated code expects a server
     add_InferenceServiceServicer_to_server(InferenceServicer(catalogue, generator, unary_calls), registry)
+    add_ForwardServiceServicer_to_server(ForwardServicer(forwarder), registry)
     add_CatalogServiceServicer_to_server(CatalogServicer(catalogue, book.version), registry)
     add_RoutingServiceServicer_to_server(RoutingServicer(fleet), registry)
     return Service(table, recorder, finisher, leases, prices, fleet)

@@ -103,16 +103,29 @@ class Issuer:
     jwks_url: str
     roles: tuple[str, ...]
     account: str
+    client: str = ""  # whose roles count; empty: the audience's
 
 
 @dataclass(frozen=True, slots=True)
 class CompanyProxy:
-    """The company proxy's part of the catalogue: its models stand apart from the public ones."""
+    """The company proxy's part of the catalogue: its models stand apart from the public ones.
+
+    A model's slug may be a glob (`claude-*`). `discontinued` names models, and paths, which begin with a slash.
+    """
 
     issuers: tuple[Issuer, ...] = ()
     models: tuple[Profile, ...] = ()
     discontinued: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
+
+    def find(self, model: str) -> Profile | None:
+        """The entry that serves a model: the one of its name, else of its name without a date, else the first glob."""
+        names = _names_of(model)
+        by_slug = {profile.slug.lower(): profile for profile in self.models}
+        found = next((by_slug[name] for name in names if name in by_slug), None)
+        if found is not None:
+            return found
+        return next((profile for slug, profile in by_slug.items() if fnmatch.fnmatchcase(names[0], slug)), None)
 
 
 class Catalogue:
@@ -166,10 +179,7 @@ class Catalogue:
         return Catalogue(profiles, defaults=self.defaults, aliases=self.aliases, company_proxy=self.company_proxy)
 
     def _look_up(self, model: str) -> Profile | None:
-        name = model.strip().lower()
-        names = [name]
-        while (shorter := _SUFFIX.sub("", names[-1])) != names[-1]:
-            names.append(shorter)
+        names = _names_of(model)
         return next((profile for name in names if (profile := self._named(name))), None) or self._matching(names)
 
     def _named(self, name: str) -> Profile | None:
@@ -184,3 +194,11 @@ class Catalogue:
                 if fnmatch.fnmatchcase(name, glob):
                     return self._by_slug[slug.lower()]
         return None
+
+
+def _names_of(model: str) -> list[str]:
+    """A model name in lower case, and what is left of it without one suffix after the other."""
+    names = [model.strip().lower()]
+    while (shorter := _SUFFIX.sub("", names[-1])) != names[-1]:
+        names.append(shorter)
+    return names

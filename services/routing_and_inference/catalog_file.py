@@ -68,6 +68,8 @@ Count = Annotated[int, pydantic.Field(ge=1, le=_MAX_TOKENS)]
 NanoUsd = Annotated[int, pydantic.Field(ge=0, le=_MAX_PRICE)]
 Url = Annotated[str, pydantic.Field(pattern=r"^https?://[^\s/?#@]+[^\s?#@]*$", max_length=2048)]
 
+Origin = Annotated[str, pydantic.Field(pattern=r"^https?://[^\s/?#@*]+$", max_length=256)]
+
 
 class _Strict(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -185,11 +187,20 @@ class _Issuer(_Strict):
     jwks_url: Url
     roles: Annotated[list[Name], pydantic.Field(min_length=1)]
     account: Name
+    client: Name | None = None
+
+
+class _ProxyPrice(_GenerationPrice):
+    web_search_nano_usd: NanoUsd | None = None
+
+
+class _ProxyUpstream(_Upstream):
+    dialect: Literal["anthropic"]
 
 
 class _ProxyModel(_Strict):
-    price: _GenerationPrice
-    upstreams: Annotated[list[_GenerationUpstream], pydantic.Field(min_length=1)]
+    price: _ProxyPrice
+    upstreams: Annotated[list[_ProxyUpstream], pydantic.Field(min_length=1)]
     context_tokens: Count = 1_000_000
     max_output_tokens: Count = 128_000
 
@@ -198,7 +209,7 @@ class _CompanyProxy(_Strict):
     issuers: list[_Issuer] = []
     models: dict[Name, _ProxyModel] = {}
     discontinued: list[Name] = []
-    cors_origins: list[Name] = []
+    cors_origins: list[Origin] = []
 
 
 class _File(_Strict):
@@ -262,6 +273,7 @@ class _Build:
         for alias, slug in file.aliases.items():
             self._known(f"aliases.{alias}", slug, file.profiles)
         self._unique(f"aliases.{alias}" for alias in file.aliases)
+        self._unique(f"company_proxy.models.{name}" for name in file.company_proxy.models)
         defaults = {Kind.GENERATION: file.default_profile}
         for kind, section_name, section in (
             (Kind.EMBEDDING, "embeddings", file.embeddings),
@@ -276,9 +288,17 @@ class _Build:
                 if any(profile.slug == slug for profile in profiles):
                     self.problems.append((path, "another profile has this name"))
                 profiles.append(self._plain(path, slug, kind, item))
+        self._apart(profiles, file.company_proxy.models)
         if self.problems:  # a catalogue with dangling names cannot be built
             return Catalogue((), defaults={})
         return Catalogue(profiles, defaults=defaults, aliases=file.aliases, company_proxy=self._proxy(file))
+
+    def _apart(self, profiles: Iterable[Profile], models: Iterable[str]) -> None:
+        """A price book has one price per name."""
+        slugs = {profile.slug for profile in profiles}
+        self.problems += [
+            (f"company_proxy.models.{name}", "a profile has this name") for name in models if name in slugs
+        ]
 
     def _known(self, path: str, slug: str, profiles: Mapping[str, object]) -> None:
         if slug not in profiles:
@@ -321,7 +341,7 @@ class _Build:
             Profile(
                 slug=name,
                 kind=Kind.GENERATION,
-                price=Price(**item.price.model_dump()),
+                price=_proxy_price(item.price),
                 upstreams=self._targets(f"company_proxy.models.{name}", name, item.upstreams),
                 display_name=name,
                 context_tokens=item.context_tokens,
@@ -331,7 +351,8 @@ class _Build:
             for name, item in proxy.models.items()
         )
         issuers = tuple(
-            Issuer(item.issuer, item.audience, item.jwks_url, tuple(item.roles), item.account) for item in proxy.issuers
+            Issuer(item.issuer, item.audience, item.jwks_url, tuple(item.roles), item.account, item.client or "")
+            for item in proxy.issuers
         )
         return CompanyProxy(issuers, models, tuple(proxy.discontinued), tuple(proxy.cors_origins))
 
@@ -360,6 +381,12 @@ class _Build:
         if not secret:
             self.problems.append((path, f"the environment variable {variable} is not set"))
         return secret or ""
+
+
+def _proxy_price(price: _ProxyPrice) -> Price:
+    return Price(
+        **price.model_dump(exclude={"web_search_nano_usd"}), search_unit_nano_usd=price.web_search_nano_usd or 0
+    )
 
 
 def _frozen(options: Mapping[str, Any]) -> Mapping[str, Option]:

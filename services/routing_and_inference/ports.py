@@ -5,15 +5,18 @@ Owns the promises; holds no code. Events are the contract's own messages: transl
 
 import enum
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 from mws.inference.v1 import generation_pb2 as generation_pb
 from mws.inference.v1.generation_pb2 import GenerationEvent
 
 from services.routing_and_inference.catalog import Profile, UpstreamTarget
+
+if TYPE_CHECKING:
+    from services.routing_and_inference.native import NativeUpstream  # its module is made of the ones below
 
 __all__ = [
     "Dialects",
@@ -175,3 +178,4 @@ class Dialects:
     generation: Mapping[str, Upstream]
     embedding: Mapping[str, EmbeddingUpstream]
     rerank: Mapping[str, RerankUpstream]
+    native: Mapping[str, "NativeUpstream"] = field(default_factory=dict)

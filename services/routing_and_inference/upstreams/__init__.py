@@ -11,6 +11,7 @@ from services.routing_and_inference.upstreams.anthropic_messages import Anthropi
 from services.routing_and_inference.upstreams.embeddings import OpenAiEmbeddings
 from services.routing_and_inference.upstreams.http import HttpClient
 from services.routing_and_inference.upstreams.http_client import PooledHttpClient
+from services.routing_and_inference.upstreams.native_messages import NativeMessages
 from services.routing_and_inference.upstreams.openai_chat import OpenAiChat
 from services.routing_and_inference.upstreams.rerank import RerankApi
 from services.routing_and_inference.upstreams.simulated import SimulatedChat, SimulatedEmbedder, SimulatedRanker
@@ -42,4 +43,5 @@ def dialects(http: HttpClient, *, instant: bool = False) -> Dialects:
             **dict.fromkeys(("cohere", "jina", "vllm", "tei"), rerank),
             "simulated": SimulatedRanker(),
         },
+        native={"anthropic": NativeMessages(http)},
     )
