@@ -18,8 +18,8 @@ Kind = Literal["missing", "type", "below", "above", "value", "json"]
 class BadFieldError(InvalidRequestError):
     """One field of a request body that breaks a rule.
 
-    `expected` and `got` are JSON type names for kind `type`; `bound` is the limit for `below` and `above`;
-    `text` is the rule in words, used as it is for kind `value` and `json`.
+    `expected` and `got` are JSON type names for kind `type`. For `below` and `above`, `text` is the limit, `expected`
+    the sign before it and `got` the type of number. For `value` and `json`, `text` is the rule in words, used as it is.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ _PLACE = re.compile(r" - at `\$?(?P<path>.*)`$", re.DOTALL)
 _PART = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 _MISSING = re.compile(r"Object missing required field `(?P<field>.+)`$")
 _TYPE = re.compile(r"Expected `(?P<expected>[^`]+)`, got `(?P<got>[^`]+)`$")
-_BELOW = re.compile(r"Expected `(?:int|float)(?: \| null)?` (?P<sign>>=?) (?P<bound>\S+)$")
-_ABOVE = re.compile(r"Expected `(?:int|float)(?: \| null)?` (?P<sign><=?) (?P<bound>\S+)$")
+_BELOW = re.compile(r"Expected `(?P<number>int|float)(?: \| null)?` (?P<sign>>=?) (?P<bound>\S+)$")
+_ABOVE = re.compile(r"Expected `(?P<number>int|float)(?: \| null)?` (?P<sign><=?) (?P<bound>\S+)$")
 _CHOICE = re.compile(r"Invalid (?:enum )?value (?P<value>.+)$", re.DOTALL)
 
 
@@ -95,9 +95,9 @@ def from_validation(error: msgspec.ValidationError) -> BadFieldError:
         got = _WORDS.get(found["got"], found["got"])
         return BadFieldError(path, "type", f"Expected {' or '.join(expected)}, got {got}", expected=expected, got=got)
     if found := _BELOW.match(text):
-        return BadFieldError(path, "below", found["bound"], expected=[found["sign"]])
+        return BadFieldError(path, "below", found["bound"], expected=[found["sign"]], got=_WORDS[found["number"]])
     if found := _ABOVE.match(text):
-        return BadFieldError(path, "above", found["bound"], expected=[found["sign"]])
+        return BadFieldError(path, "above", found["bound"], expected=[found["sign"]], got=_WORDS[found["number"]])
     if found := _CHOICE.match(text):
         return bad_value(path, f"{found['value'][:100]} is not an accepted value")
     return bad_value(path, text[:200].replace("`", "'"))

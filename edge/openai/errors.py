@@ -7,6 +7,7 @@ import msgspec
 
 from edge.ask import Reply
 from edge.failures import Failure, failure_of, retry_headers
+from edge.openai.refusals import CodedFieldError
 from edge.problems import BadFieldError, bracketed
 from services.runtime.errors import GatewayError
 
@@ -57,10 +58,13 @@ def _field_message(error: BadFieldError, place: str) -> tuple[str, str | None]:
         if not place:
             return f"Invalid request body: expected {expected}, but got {got} instead.", "invalid_type"
         return f"Invalid type for '{place}': expected {expected}, but got {got} instead.", "invalid_type"
+    if isinstance(error, CodedFieldError):
+        return error.text, error.openai_code
     if error.kind in ("below", "above"):
-        word = "below minimum" if error.kind == "below" else "above maximum"
-        text = f"Invalid '{place}': value {word}. Expected a value {error.expected[0]} {error.text}."
-        return text, "decimal_below_min_value" if error.kind == "below" else "decimal_above_max_value"
+        number = "decimal" if error.got == "number" else "integer"
+        which, short = ("below minimum", "below_min") if error.kind == "below" else ("above maximum", "above_max")
+        bound = f"{error.expected[0]} {error.text.removesuffix('.0')}"
+        return f"Invalid '{place}': {number} {which} value. Expected a value {bound}.", f"{number}_{short}_value"
     if error.kind == "json" or not place:
         return error.text if error.text.endswith(".") else f"{error.text}.", None
     text = error.text if error.text.startswith("Invalid '") else f"Invalid value for '{place}': {error.text}."

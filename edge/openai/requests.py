@@ -12,6 +12,7 @@ from mws.inference.v1 import generation_pb2 as pb
 from edge.ask import Ask
 from edge.decoding import decode, fields_of, is_set, text_of
 from edge.openai import schema
+from edge.openai.refusals import CodedFieldError, refuse_unserved
 from edge.openai.tools import add_functions, add_tools, allow_only, set_function_choice, set_tool_choice
 from edge.openai.turns import Turns
 from edge.problems import BadFieldError, bad_value, missing
@@ -25,10 +26,15 @@ _top_k = msgspec.json.Decoder(int)
 
 _KNOWN = frozenset(schema.LooseRequest.__struct_encode_fields__)
 # Named by the schema, and of use to an upstream of the same dialect only: it takes what its allow list has.
-_FORWARDED_JSON = (
+_FORWARDED = (
+    "logprobs",
+    "top_logprobs",
+    "logit_bias",
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
     "verbosity",
-    "modalities",
-    "audio",
     "prediction",
     "web_search_options",
     "safety_identifier",
@@ -37,7 +43,6 @@ _FORWARDED_JSON = (
     "prompt_cache_retention",
     "moderation",
 )
-_FORWARDED = ("logprobs", "top_logprobs", "logit_bias", "user", "metadata", "store", "service_tier")
 _NUMBERS = ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty")
 _MESSAGES_MAX = 100_000
 
@@ -52,6 +57,7 @@ def read_chat(body: bytes) -> Ask:
         _forward_unknown(generation, body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BadFieldError((), "json", "The request body is not valid JSON") from None
+    refuse_unserved(request)
     _set_options(generation, request)
     _set_extras(generation, request)
     _set_format(generation, request.response_format)
@@ -123,12 +129,8 @@ def _schema_text(schema_json: schema.Json) -> str:
 def _forward_named(generation: pb.Generation, request: Request) -> None:
     for name in _FORWARDED:
         value = getattr(request, name)
-        if value is not None:
+        if value is not None and value != {}:
             generation.extra_fields_json[name] = _encode(value).decode()
-    for name in _FORWARDED_JSON:
-        value = getattr(request, name)
-        if value is not msgspec.UNSET and is_set(value):
-            generation.extra_fields_json[name] = text_of(value)
 
 
 def _forward_unknown(generation: pb.Generation, body: bytes) -> None:
@@ -139,8 +141,8 @@ def _forward_unknown(generation: pb.Generation, body: bytes) -> None:
 
 def _add_turns(generation: pb.Generation, request: Request) -> None:
     if not request.messages:
-        raise BadFieldError(
-            ("messages",), "value", "Invalid 'messages': empty array. Expected an array with minimum length 1."
+        raise CodedFieldError(
+            ("messages",), "Invalid 'messages': empty array. Expected an array with minimum length 1.", "empty_array"
         )
     if len(request.messages) > _MESSAGES_MAX:
         raise bad_value(("messages",), f"at most {_MESSAGES_MAX} messages are accepted")

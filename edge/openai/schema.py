@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 Json = Raw | UnsetType
+Members = dict[str, Raw]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Bias = Annotated[int, Meta(ge=-100, le=100)] | Annotated[float, Meta(ge=-100, le=100)]
 
 
 class Part(Struct, forbid_unknown_fields=True, tag_field="type"):
@@ -43,6 +45,19 @@ class ImagePart(Part, tag="image_url", kw_only=True):
     image_url: ImageUrl
 
 
+class AudioSource(Struct):
+    """Recorded speech as base64."""
+
+    data: str
+    format: Literal["wav", "mp3"]
+
+
+class AudioPart(Part, tag="input_audio", kw_only=True):
+    """Speech; reaches an upstream of the same dialect only."""
+
+    input_audio: AudioSource
+
+
 class FileSource(Struct):
     """A file: its content as a `data:` URL, or its id at the upstream."""
 
@@ -57,11 +72,12 @@ class FilePart(Part, tag="file", kw_only=True):
     file: FileSource
 
 
-PartParam = TextPart | RefusalPart | ImagePart | FilePart
+PartParam = TextPart | RefusalPart | ImagePart | AudioPart | FilePart
 STRUCTS: dict[str, type[Struct]] = {
     "text": TextPart,
     "refusal": RefusalPart,
     "image_url": ImagePart,
+    "input_audio": AudioPart,
     "file": FilePart,
 }
 
@@ -148,11 +164,19 @@ class NamedFunction(Struct):
     name: str
 
 
+class AllowedTool(Struct):
+    """A tool among those that a choice allows."""
+
+    type: str
+    function: NamedFunction | None = None
+    custom: NamedFunction | None = None
+
+
 class AllowedTools(Struct):
     """A choice among some of the tools."""
 
     mode: Literal["auto", "required"]
-    tools: list[LooseTool]
+    tools: list[AllowedTool]
 
 
 class ToolChoiceParam(Struct):
@@ -195,7 +219,8 @@ class Options(Struct, kw_only=True):
     max_tokens: Annotated[int, Meta(ge=0, le=9007199254740991)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Meta(ge=1, le=1)] | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    best_of: Annotated[int, Meta(ge=1, le=128)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     seed: Annotated[int, Meta(ge=-9223372036854775808, le=9223372036854775807)] | None = None
@@ -210,21 +235,21 @@ class Options(Struct, kw_only=True):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    logit_bias: dict[str, int | float] | None = None
+    logit_bias: dict[str, Bias] | None = None
     user: str | None = None
-    metadata: dict[str, Raw] | None = None
+    metadata: dict[str, str] | None = None
     store: bool | None = None
     service_tier: str | None = None
-    verbosity: Json = UNSET
-    modalities: Json = UNSET
-    audio: Json = UNSET
-    prediction: Json = UNSET
-    web_search_options: Json = UNSET
-    safety_identifier: Json = UNSET
-    prompt_cache_key: Json = UNSET
-    prompt_cache_options: Json = UNSET
-    prompt_cache_retention: Json = UNSET
-    moderation: Json = UNSET
+    verbosity: Literal["low", "medium", "high"] | None = None
+    modalities: list[Literal["text", "audio"]] | None = None
+    audio: Members | None = None
+    prediction: Members | None = None
+    web_search_options: Members | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: Members | None = None
+    prompt_cache_retention: str | None = None
+    moderation: Members | None = None
     top_k: Json = UNSET
 
 

@@ -107,7 +107,7 @@ def _set_named(generation: pb.Generation, name: str, path: Path) -> None:
 
 def allow_only(generation: pb.Generation, allowed: schema.AllowedTools) -> None:
     """Leaves only the tools that the choice lists."""
-    names = {tool.function.name for tool in allowed.tools if tool.function is not None}
+    names = {named.name for tool in allowed.tools if (named := tool.function or tool.custom) is not None}
     kept = [tool for tool in generation.tools if tool.name in names]
     if not kept:
         raise bad_value(("tool_choice", "allowed_tools", "tools"), "none of them is found in 'tools'")

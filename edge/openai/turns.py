@@ -137,6 +137,9 @@ def _add_part(target: pb.Message | pb.ToolResultBlock, part: msgspec.Struct, pat
             target.content.add().text.text = part.refusal
     elif isinstance(part, schema.ImagePart):
         _add_image(target.content.add().image, part.image_url, path)
+    elif isinstance(part, schema.AudioPart):
+        opaque = target.content.add().opaque
+        opaque.dialect, opaque.type, opaque.json = pb.DIALECT_OPENAI, "input_audio", _encode(part).decode()
     elif isinstance(part, schema.FilePart):
         _add_file(target.content.add().document, part.file, path)
 

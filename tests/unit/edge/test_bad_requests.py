@@ -156,9 +156,10 @@ def test_messages(body: Any, expected: str) -> None:
         pytest.param(b"3", None, "invalid_type", id="not an object"),
         pytest.param({"messages": [USER]}, "model", "missing_required_parameter", id="no model"),
         pytest.param({"model": "m"}, "messages", "missing_required_parameter", id="no messages"),
-        pytest.param(CHAT | {"messages": []}, "messages", "invalid_value", id="empty messages"),
-        pytest.param(CHAT | {"n": 2}, "n", "decimal_above_max_value", id="two choices"),
-        pytest.param(CHAT | {"max_tokens": 0}, "max_tokens", "decimal_below_min_value", id="no tokens"),
+        pytest.param(CHAT | {"messages": []}, "messages", "empty_array", id="empty messages"),
+        pytest.param(CHAT | {"n": 2}, "n", "unsupported_value", id="two choices"),
+        pytest.param(CHAT | {"n": 0}, "n", "integer_below_min_value", id="no choice"),
+        pytest.param(CHAT | {"max_tokens": -1}, "max_tokens", "integer_below_min_value", id="fewer than no tokens"),
         pytest.param(
             CHAT | {"tools": [{"type": "custom", "custom": {"name": 5}}]},
             "tools[0].custom.name",
