@@ -23,8 +23,9 @@ _tagged = TaggedDecoder(
     {**schema.STRUCTS, "tool_result": schema.LooseToolResult},
     names_kind=True,
 )
-_parts = msgspec.json.Decoder(str | list[schema.SourcePart])
-_texts = msgspec.json.Decoder(list[schema.SourceText])
+_items = msgspec.json.Decoder(list[Raw])
+_text = msgspec.json.Decoder(str)
+_part = msgspec.json.Decoder(schema.SourcePart)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -146,8 +147,8 @@ def _document(new: pb.ContentBlock, block: schema.DocumentParam, path: Path) -> 
 
 def _content_document(new: pb.ContentBlock, block: schema.DocumentParam, content: Raw, path: Path) -> None:
     """A document of blocks has places that citations point at, so it is kept whole; elsewhere it is its text."""
-    value = decode(_parts, content, (*path, "source", "content"))
-    texts = [value] if isinstance(value, str) else [part.text for part in value if part.text]
+    place = (*path, "source", "content")
+    texts = [decode(_text, content, place)] if bytes(content)[:1] == b'"' else _texts(content, place)
     block.cache_control = msgspec.UNSET
     block.source.content = without_cache_control(content, path)
     text = "\n".join(line for line in (block.title, block.context, *texts) if line)
@@ -155,11 +156,21 @@ def _content_document(new: pb.ContentBlock, block: schema.DocumentParam, content
 
 
 def _search_result(new: pb.ContentBlock, block: schema.SearchResultParam, path: Path) -> None:
-    texts = decode(_texts, block.content, (*path, "content"))
+    texts = _texts(block.content, (*path, "content"))
     block.cache_control = msgspec.UNSET
     block.content = without_cache_control(block.content, path)
-    text = "\n".join(line for line in (block.title, block.source, *(part.text for part in texts)) if line)
+    text = "\n".join(line for line in (block.title, block.source, *texts) if line)
     _make_opaque(new, "search_result", Raw(_encode(block)), text)
+
+
+def _texts(blocks: Raw, path: Path) -> list[str]:
+    """The texts of blocks inside a block, of which nothing else is read."""
+    items: list[Raw] = decode(_items, blocks, path)
+    parts = [decode(_part, item, (*path, at)) for at, item in enumerate(items)]
+    for at, part in enumerate(parts):
+        if part.type == "text" and part.text is None:
+            raise missing((*path, at, "text"))
+    return [part.text for part in parts if part.text]
 
 
 def _bad_source(kind: str, kinds: tuple[str, ...], path: Path) -> Exception:

@@ -32,15 +32,8 @@ class DocumentSource(Struct, omit_defaults=True):
     content: Json = UNSET
 
 
-class SourceText(Struct):
-    """Text inside a search result; other members are carried unread."""
-
-    type: Literal["text"]
-    text: str
-
-
 class SourcePart(Struct):
-    """A block inside a document."""
+    """A block inside a document or a search result; other members are carried unread."""
 
     type: Literal["text", "image"]
     text: str | None = None
