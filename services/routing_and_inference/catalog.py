@@ -65,7 +65,7 @@ class Capabilities:
 class UpstreamTarget:
     """Someone who serves a profile: where, in which dialect, under which model name.
 
-    `name` is unique within the profile. `options` are the settings of the dialect (see `catalog_file.OPTIONS`).
+    `name` is unique within the profile. `options` are the settings of the dialect (see `upstream_options`).
     """
 
     name: str

@@ -22,32 +22,12 @@ from services.routing_and_inference.catalog import (
     Profile,
     UpstreamTarget,
 )
+from services.routing_and_inference.upstream_options import OPTIONS, PROVIDERS
 
 PACKAGED = Path(__file__).with_name("catalog.yaml")
 
 FindSecret = Callable[[str], str | None]
 """The value of an environment variable that the catalogue names, or None."""
-
-# Settings that an upstream may carry under `options`, by name. Which dialect reads which is told by its module.
-OPTIONS: Mapping[str, type | tuple[type, ...]] = {
-    "forward_fields": list,  # unknown top-level fields of the same dialect that may reach the upstream
-    "connect_timeout_s": (int, float),
-    "first_byte_timeout_s": (int, float),  # until the head of the answer
-    "first_token_timeout_s": (int, float),  # until the first content of a stream; then another upstream is tried
-    "idle_timeout_s": (int, float),  # between two pieces of a stream
-    "max_tokens_field": str,  # `max_tokens` or `max_completion_tokens`
-    "stream_usage": bool,  # ask for usage at the end of a stream; true unless stated
-    "tool_ids": str,  # `verbatim`, or a rewriting that the upstream needs
-    "server_tools": list,  # how the kinds of tools begin that may run at the upstream: each has a price of its own
-    "anthropic_version": str,
-    "anthropic_beta": str,
-    "batch_size": int,  # inputs per embedding request
-    "takes_base64": bool,  # embeddings may be asked for as base64
-    "takes_dimensions": bool,
-    "tokens_per_second": (int, float),  # of the simulated upstream; 0: at once
-    "reasoning": str,
-    "prefill": bool,  # writes on from an assistant's message; unless stated true for `anthropic`, false for `openai`
-}
 
 _SLUG = r"^[a-z0-9][a-z0-9._/-]{0,127}$"
 _MAX_TOKENS = 100_000_000
@@ -107,6 +87,14 @@ class _Upstream(_Strict):
     priority: Annotated[int, pydantic.Field(ge=0, le=1000)] = 0
     weight: Annotated[int, pydantic.Field(ge=1, le=1000)] = 1
     options: dict[str, Any] = {}
+    provider: str | None = None
+
+    @pydantic.field_validator("provider")
+    @classmethod
+    def _provider_is_known(cls, provider: str | None) -> str | None:
+        if provider is not None and provider not in PROVIDERS:
+            raise ValueError(f"unknown provider {provider!r}; known are {', '.join(PROVIDERS)}")
+        return provider
 
     @pydantic.field_validator("options")
     @classmethod
@@ -365,7 +353,7 @@ class _Build:
                 base_url=(item.base_url or "").rstrip("/"),
                 model=item.model or slug,
                 api_key=self._secret(f"{path}.upstreams.{position}.api_key_env", item.api_key_env),
-                options=_frozen(item.options),
+                options={**PROVIDERS.get(item.provider or "", {}), **_frozen(item.options)},
                 priority=item.priority,
                 weight=item.weight,
             )
