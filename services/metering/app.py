@@ -4,6 +4,7 @@ Owns what is wired to what, and background work; refuses to hold logic.
 """
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
@@ -14,14 +15,20 @@ from mws.metering.v1.metering_service_pb2_grpc import add_MeteringServiceService
 from mws.metering.v1.usage_service_pb2_grpc import add_UsageServiceServicer_to_server
 
 from services.metering import granting
+from services.metering import low_balance as low_balance_events
 from services.metering.adapters.auth_listener import AuthListener
 from services.metering.adapters.sqlite_ledger import open_ledger
+from services.metering.adapters.sqlite_reports import open_reports
+from services.metering.credits import Credits
 from services.metering.ledger_servicer import LedgerServicer
 from services.metering.metering_servicer import MeteringServicer
 from services.metering.migrations import UnknownSchemaError
 from services.metering.outbox import Outbox
-from services.metering.ports import LedgerStore
+from services.metering.payments import ManualPayments, PaymentProvider
+from services.metering.ports import BalanceEvent, LedgerStore, LedgerTransaction
+from services.metering.reports import Reports
 from services.metering.settings import Settings
+from services.metering.usage import Moment
 from services.metering.usage_servicer import UsageServicer
 from services.runtime.calls import CallerClass, MethodTable
 from services.runtime.errors import StoreUnavailableError
@@ -41,44 +48,65 @@ async def run(settings: Settings) -> None:
     path = settings.data_dir / "metering" / "ledger.sqlite3"
     async with Process(settings, CallerClass.METERING) as process:
         try:
-            async with open_ledger(path, write_timeout_s=settings.store_timeout_s) as ledger:
-                await _serve(process, settings, ledger)
+            async with (
+                open_ledger(path, write_timeout_s=settings.store_timeout_s) as ledger,
+                open_reports(path) as reports,
+            ):
+                await _serve(process, settings, ledger, reports)
         except (UnknownSchemaError, OSError) as error:
             _log.error("ledger.cannot_open", path=str(path), detail=str(error))
             raise ProcessFailedError(str(error)) from error
 
 
-async def _serve(process: Process, settings: Settings, ledger: LedgerStore) -> None:
+async def _serve(process: Process, settings: Settings, ledger: LedgerStore, reports: Reports) -> None:
     auth = AuthListener(AdmissionServiceStub(process.connect("auth", settings.auth_endpoints)))
     outbox = Outbox(ledger, auth)
     background = [
         process.spawn(outbox.run(), name="outbox"),
-        process.spawn(sweep_promotions(ledger, settings.sweep_interval_s), name="promotions"),
+        process.spawn(sweep(ledger, settings.sweep_interval_s, settings.low_balance_nano_usd), name="sweeper"),
     ]
     try:
-        await process.serve(method_table(ledger, outbox), resolve_caller=auth.team_of)
+        table = method_table(ledger, reports, outbox, settings.low_balance_nano_usd)
+        await process.serve(table, resolve_caller=auth.team_of)
     finally:
         for task in background:  # both use the ledger, which is closed next
             task.cancel()
         await asyncio.wait(background)
 
 
-def method_table(ledger: LedgerStore, outbox: Outbox) -> MethodTable:
+def method_table(
+    ledger: LedgerStore,
+    reports: Reports,
+    outbox: Outbox,
+    low_balance: tuple[int, ...] = (),
+    payments: PaymentProvider | None = None,
+) -> MethodTable:
     """Everything that metering serves."""
     table = MethodTable()
     registry: Any = table  # stands where generated code expects a server
-    add_MeteringServiceServicer_to_server(MeteringServicer(ledger, now_us, new_id), registry)
-    add_LedgerServiceServicer_to_server(LedgerServicer(ledger, outbox, now_us, new_id), registry)
-    add_UsageServiceServicer_to_server(UsageServicer(ledger, now_us), registry)
+    credits_ = Credits(ledger, outbox, payments or ManualPayments(), lambda: Moment(now_us(), new_id, low_balance))
+    add_MeteringServiceServicer_to_server(MeteringServicer(ledger, now_us, new_id, low_balance), registry)
+    add_LedgerServiceServicer_to_server(LedgerServicer(ledger, reports, credits_, now_us), registry)
+    add_UsageServiceServicer_to_server(UsageServicer(reports, now_us), registry)
     return table
 
 
-async def sweep_promotions(ledger: LedgerStore, interval_s: float) -> None:
-    """Ends expired promotions, for ever."""
+async def sweep(ledger: LedgerStore, interval_s: float, low_balance: tuple[int, ...]) -> None:
+    """Ends expired promotions and announces low balances, for ever."""
+
+    def turn(transaction: LedgerTransaction) -> tuple[int, list[tuple[int, BalanceEvent]]]:
+        found = granting.sweep(transaction, now_us(), new_id, low_balance)
+        return found, low_balance_events.unannounced(transaction)
+
     while True:
         try:
-            found = await ledger.commit(lambda transaction: granting.sweep(transaction, now_us(), new_id))
+            found, events = await ledger.commit(turn)
         except StoreUnavailableError:
-            found = 0  # the next turn sees them again
+            found, events = 0, []  # the next turn sees them again
+        if events:
+            low_balance_events.announce([event for _, event in events])
+            row_ids = [row_id for row_id, _ in events]
+            with contextlib.suppress(StoreUnavailableError):  # announced twice is better than never
+                await ledger.commit(lambda transaction, ids=row_ids: transaction.forget_balance_events(ids))  # type: ignore[misc]
         if found == 0:
             await asyncio.sleep(interval_s)

@@ -9,26 +9,23 @@ from typing import Any
 from mws.metering.v1 import ledger_service_pb2 as pb
 from mws.metering.v1.ledger_service_pb2_grpc import LedgerServiceServicer
 
-from services.metering import checking, granting, pages, translate
-from services.metering.outbox import Outbox
+from services.metering import checking, pages, statements, translate, translate_reports
+from services.metering.credits import Booked, Credits
 from services.metering.ports import LedgerStore, PageQuery
+from services.metering.reports import Reports
+from services.metering.reversals import Correction
 from services.runtime.callers import account_for
 from services.runtime.calls import call_of
-
-GRANT_TIMEOUT_S = 5.0
-ACKNOWLEDGE_WAIT_S = 2.0
 
 
 class LedgerServicer(LedgerServiceServicer):
     """See `LedgerService`."""
 
-    def __init__(
-        self, store: LedgerStore, outbox: Outbox, now_us: Callable[[], int], new_id: Callable[[], str]
-    ) -> None:
+    def __init__(self, store: LedgerStore, reports: Reports, credits_: Credits, now_us: Callable[[], int]) -> None:
         self._store = store
-        self._outbox = outbox
+        self._reports = reports
+        self._credits = credits_
         self._now_us = now_us
-        self._new_id = new_id
 
     async def GetBalance(self, request: pb.GetBalanceRequest, context: Any) -> pb.GetBalanceResponse:
         account_id = _account_of(context, request.account_id)
@@ -60,15 +57,62 @@ class LedgerServicer(LedgerServiceServicer):
         call_of(context).note(
             account_id=credit.account_id, kind=credit.kind.value, amount_nano_usd=credit.amount_nano_usd
         )
-        now_us = self._now_us()
-        granted = await self._store.commit(
-            lambda transaction: granting.grant(transaction, credit, now_us, self._new_id), GRANT_TIMEOUT_S
+        return pb.GrantCreditsResponse(**_booked(await self._credits.grant(credit)))
+
+    async def RefundCredits(self, request: pb.RefundCreditsRequest, context: Any) -> pb.RefundCreditsResponse:
+        account_id = translate.account_id_of(request.account_id)
+        key, amount = translate.keyed_amount(request.idempotency_key, request.amount_nano_usd)
+        call_of(context).note(account_id=account_id, amount_nano_usd=amount)
+        return pb.RefundCreditsResponse(**_booked(await self._credits.refund(account_id, key, amount)))
+
+    async def CorrectEntry(self, request: pb.CorrectEntryRequest, context: Any) -> pb.CorrectEntryResponse:
+        account_id = translate.account_id_of(request.account_id)
+        key, amount = translate.keyed_amount(request.idempotency_key, request.amount_nano_usd, smallest=0)
+        entry_id = translate.lookup_id("entry_id", request.entry_id)
+        call_of(context).note(account_id=account_id, entry_id=entry_id, amount_nano_usd=amount)
+        return pb.CorrectEntryResponse(
+            **_booked(await self._credits.correct(Correction(account_id, key, entry_id, amount)))
         )
-        is_known = await self._outbox.acknowledged(granted.notice_mark, timeout_s=ACKNOWLEDGE_WAIT_S)
-        return pb.GrantCreditsResponse(
-            entry=translate.entry_to_pb(granted.record.transfer, credit.account_id),
-            balance_nano_usd=granted.record.balance_nano_usd,
-            tier_pending=not is_known,
+
+    async def ListCredits(self, request: pb.ListCreditsRequest, context: Any) -> pb.ListCreditsResponse:
+        account_id = _account_of(context, request.account_id)
+        limit = pages.page_limit(request.page_size)
+        before = pages.read_token(request.page_token, "credits", account_id)
+        found = await self._reports.credits(account_id, before, limit + 1)
+        customer = await self._store.customer(account_id)
+        response = pb.ListCreditsResponse(
+            credits=map(translate_reports.credit_to_pb, found[:limit]), refundable_nano_usd=customer.refundable_nano_usd
+        )
+        if len(found) > limit:
+            last = found[limit - 1]
+            place = (last.grant.transfer.posted_at_us, last.row_id)
+            response.next_page_token = pages.write_token(place, "credits", account_id)
+        return response
+
+    async def ListBalanceEvents(
+        self, request: pb.ListBalanceEventsRequest, context: Any
+    ) -> pb.ListBalanceEventsResponse:
+        account_id = _account_of(context, request.account_id)
+        limit = pages.page_limit(request.page_size)
+        before = pages.read_token(request.page_token, "balance events", account_id)
+        found = await self._reports.balance_events(account_id, before, limit + 1)
+        response = pb.ListBalanceEventsResponse(
+            events=(translate_reports.balance_event_to_pb(row.event) for row in found[:limit])
+        )
+        if len(found) > limit:
+            last = found[limit - 1]
+            place = (last.event.occurred_at_us, last.row_id)
+            response.next_page_token = pages.write_token(place, "balance events", account_id)
+        return response
+
+    async def GetStatement(self, request: pb.GetStatementRequest, context: Any) -> pb.GetStatementResponse:
+        account_id = _account_of(context, request.account_id)
+        span, now_us = statements.span_of(request.month), self._now_us()
+        if span is None or span.since_us > now_us:
+            raise translate.invalid("month", "must be a month that has begun, as in 2026-11")
+        statement = statements.statement_of(await self._reports.statement(account_id, span))
+        return translate_reports.statement_to_pb(
+            account_id, request.month, span, statement, is_final=statements.is_final(span, now_us)
         )
 
     async def CheckLedger(self, request: pb.CheckLedgerRequest, context: Any) -> pb.CheckLedgerResponse:
@@ -81,6 +125,16 @@ class LedgerServicer(LedgerServiceServicer):
             checked_usage_events=report.checked_usage_events,
             violations=(pb.LedgerViolation(**violation._asdict()) for violation in report.violations),
         )
+
+
+def _booked(booked: Booked) -> dict[str, Any]:
+    """The fields that every answer to a booking has."""
+    record = booked.record
+    return {
+        "entry": translate.entry_to_pb(record.transfer, record.account_id),
+        "balance_nano_usd": record.balance_nano_usd,
+        "tier_pending": not booked.is_known,
+    }
 
 
 def _account_of(context: Any, requested: str) -> str:

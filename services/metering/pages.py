@@ -22,11 +22,11 @@ Position = tuple[int, int]
 """(instant in microseconds, row) of the last record of a page."""
 
 
-def page_limit(page_size: int) -> int:
+def page_limit(page_size: int, *, default: int = DEFAULT_PAGE) -> int:
     """How many records a page has. Raises InvalidRequestError."""
     if not 0 <= page_size <= MAX_PAGE:
         raise _invalid("page_size", f"must be 0..{MAX_PAGE}")
-    return page_size or DEFAULT_PAGE
+    return page_size or default
 
 
 def write_token(position: Position, *bound_to: str) -> str:

@@ -21,7 +21,7 @@ class Line(NamedTuple):
     """Entries of one sort: the rule of credits, the profile of charges."""
 
     name: str
-    count: int
+    entries: int  # calls, of charges
     amount_nano_usd: int  # as the account sees it
     usage: TokenUsage = NO_USAGE
 
@@ -56,13 +56,13 @@ def is_final(span: Span, now_us: int) -> bool:
 
 def statement_of(facts: StatementFacts) -> Statement:
     """Sorts a month's entries into lines."""
-    credits: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    by_rule: dict[str, list[tuple[int, int]]] = defaultdict(list)
     amounts: dict[str, int] = defaultdict(int)
     for rule, counterpart, is_call, count, amount_nano_usd in facts.entries:
         if is_call:
             amounts[counterpart.removeprefix(_REVENUE)] += amount_nano_usd
         else:
-            credits[rule].append((count, amount_nano_usd))
+            by_rule[rule].append((count, amount_nano_usd))
     by_profile = {each.group: each for each in facts.usage}
     charges = []
     for profile in sorted(amounts.keys() | by_profile.keys(), key=lambda name: (amounts.get(name, 0), name)):
@@ -73,7 +73,7 @@ def statement_of(facts: StatementFacts) -> Statement:
         facts.opening_nano_usd,
         tuple(
             Line(rule, sum(count for count, _ in found), sum(amount for _, amount in found))
-            for rule, found in sorted(credits.items())
+            for rule, found in sorted(by_rule.items())
         ),
         tuple(charges),
         facts.closing_nano_usd,

@@ -4,7 +4,7 @@ Owns parsing: past it nobody re-checks a request; refuses to decide what a value
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from operator import le
 
 from google.protobuf.json_format import MessageToJson
@@ -16,8 +16,8 @@ from mws.metering.v1 import usage_service_pb2 as usage_pb
 
 from services.metering.charging import Ending, Operation, UsageEvent
 from services.metering.granting import Credit
-from services.metering.ledger import MAX_GRANT_NANO_USD, CreditKind, Customer, Transfer, customer_account
-from services.metering.ports import PostedCall, Rejection, UsageRecord, UsageSum
+from services.metering.ledger import MAX_GRANT_NANO_USD, CreditKind, Transfer, customer_account
+from services.metering.ports import PostedCall, Rejection, UsageRecord
 from services.metering.pricing import NO_USAGE, ProfilePrice, TokenUsage, price_book_version
 from services.metering.usage import OutcomeKind, RecordOutcome
 from services.runtime.errors import FieldViolation, InvalidRequestError
@@ -29,6 +29,7 @@ MAX_IDEMPOTENCY_KEY = 255
 _MAX_INSTANT_US = 253_402_300_799_999_999  # the end of the year 9999
 _REJECTED_TEXT = 16_384
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}").fullmatch
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 _SHA256 = re.compile(r"[0-9a-f]{64}").fullmatch
 _OPERATIONS = frozenset(Operation)
 _ENDINGS: frozenset[int] = frozenset(ending.value for ending in Ending)
@@ -43,6 +44,13 @@ _KINDS = {
 def invalid(field: str, description: str) -> InvalidRequestError:
     """A request with one field at fault."""
     return InvalidRequestError(f"{field} {description}", violations=[FieldViolation(field, description)])
+
+
+def lookup_id(field: str, value: str) -> str:
+    """An id to look up, as UUID text. Raises InvalidRequestError."""
+    if not _UUID(value):
+        raise invalid(field, "is not UUID text")
+    return value
 
 
 def check_batch(field: str, count: int) -> None:
@@ -267,10 +275,7 @@ def credit_from_pb(request: ledger_pb.GrantCreditsRequest) -> Credit:
     kind = _KINDS.get(request.kind)
     if kind is None:
         raise invalid("kind", "must be a purchase, a promotion or a refund")
-    if not 1 <= len(request.idempotency_key) <= MAX_IDEMPOTENCY_KEY:
-        raise invalid("idempotency_key", f"must have 1..{MAX_IDEMPOTENCY_KEY} characters")
-    if not 1 <= request.amount_nano_usd <= MAX_GRANT_NANO_USD:
-        raise invalid("amount_nano_usd", f"must be 1..{MAX_GRANT_NANO_USD}")
+    key, amount_nano_usd = keyed_amount(request.idempotency_key, request.amount_nano_usd)
     expires_at_us: int | None = None
     if request.HasField("expires_at"):
         if kind is not CreditKind.PROMOTION:
@@ -278,9 +283,16 @@ def credit_from_pb(request: ledger_pb.GrantCreditsRequest) -> Credit:
         expires_at_us = micros(request.expires_at)
         if not 0 < expires_at_us <= _MAX_INSTANT_US:
             raise invalid("expires_at", "is out of range")
-    return Credit(
-        account_id_of(request.account_id), request.idempotency_key, request.amount_nano_usd, kind, expires_at_us
-    )
+    return Credit(account_id_of(request.account_id), key, amount_nano_usd, kind, expires_at_us)
+
+
+def keyed_amount(idempotency_key: str, amount_nano_usd: int, smallest: int = 1) -> tuple[str, int]:
+    """A usable idempotency key and amount. Raises InvalidRequestError."""
+    if not 1 <= len(idempotency_key) <= MAX_IDEMPOTENCY_KEY:
+        raise invalid("idempotency_key", f"must have 1..{MAX_IDEMPOTENCY_KEY} characters")
+    if not smallest <= amount_nano_usd <= MAX_GRANT_NANO_USD:
+        raise invalid("amount_nano_usd", f"must be {smallest}..{MAX_GRANT_NANO_USD}")
+    return idempotency_key, amount_nano_usd
 
 
 def entry_to_pb(transfer: Transfer, account_id: str) -> ledger_pb.Entry:
@@ -295,6 +307,7 @@ def entry_to_pb(transfer: Transfer, account_id: str) -> ledger_pb.Entry:
         call_id=transfer.call_id or "",
         posted_at=timestamp(transfer.posted_at_us),
         flags=transfer.flags.split(",") if transfer.flags else (),
+        reference=transfer.reference or "",
     )
 
 
@@ -308,36 +321,3 @@ def record_to_pb(record: UsageRecord) -> usage_pb.UsageRecord:
         flags=record.charge.flags,
         recorded_at=timestamp(record.recorded_at_us),
     )
-
-
-def sum_to_pb(found: UsageSum) -> usage_pb.UsageSummary:
-    """A sum over calls."""
-    return usage_pb.UsageSummary(
-        group=found.group,
-        calls=found.calls,
-        charged=usage_to_pb(found.usage),
-        charged_nano_usd=found.charged_nano_usd,
-    )
-
-
-def balance_to_pb(customer: Customer) -> pb.AccountBalance:
-    """What an account has, as auth-and-limits needs it."""
-    return pb.AccountBalance(
-        account_id=customer.account_id,
-        seq=customer.seq,
-        balance_nano_usd=customer.balance_nano_usd,
-        lifetime_paid_nano_usd=customer.lifetime_paid_nano_usd,
-    )
-
-
-def total_of(groups: Iterable[UsageSum]) -> UsageSum:
-    """The sum over all groups."""
-    rows = list(groups)
-    columns = [[row.usage[index] for row in rows] for index in range(len(NO_USAGE))]
-    usage = TokenUsage._make([_sum_of_known(column) for column in columns])
-    return UsageSum("", sum(row.calls for row in rows), usage, sum(row.charged_nano_usd for row in rows))
-
-
-def _sum_of_known(counts: Iterable[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if known else None

@@ -20,10 +20,12 @@ from mws.metering.v1.usage_service_pb2_grpc import UsageServiceStub
 
 from services.link.in_process import InProcessChannel
 from services.metering.adapters.sqlite_ledger import open_ledger
+from services.metering.adapters.sqlite_reports import open_reports
 from services.metering.app import method_table
 from services.metering.outbox import Outbox
+from services.metering.payments import PaymentProvider
 from services.metering.ports import BalanceListener, BalanceNotice, LedgerStore
-from services.runtime.calls import Caller, CallerClass
+from services.runtime.calls import Caller, CallerClass, MethodTable
 from services.runtime.errors import ServiceUnavailableError
 from services.runtime.guard import ServiceGuard
 from services.runtime.logging import EventLog
@@ -78,6 +80,7 @@ class Running:
     store: LedgerStore
     auth: BalanceListener
     by_class: dict[CallerClass, Stubs]
+    table: MethodTable
 
     @property
     def inference(self) -> Any:
@@ -116,15 +119,22 @@ class Running:
 
 
 @asynccontextmanager
-async def running_metering(folder: Path, auth: BalanceListener | None = None) -> AsyncIterator[Running]:
+async def running_metering(
+    folder: Path,
+    auth: BalanceListener | None = None,
+    *,
+    low_balance: tuple[int, ...] = (),
+    payments: PaymentProvider | None = None,
+) -> AsyncIterator[Running]:
     """Metering on a ledger in a folder, with its price book registered; ends like a crash: nothing is drained."""
     auth = auth or ScriptedAuth()
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_ledger(folder / "ledger.sqlite3", write_timeout_s=10.0))
+        reports = await stack.enter_async_context(open_reports(folder / "ledger.sqlite3"))
         outbox = Outbox(store, auth)
         delivery = asyncio.get_running_loop().create_task(outbox.run())
         stack.callback(delivery.cancel)
-        table = method_table(store, outbox)
+        table = method_table(store, reports, outbox, low_balance, payments)
         guard = ServiceGuard(table, EventLog(io.BytesIO(), process="test", level=logging.INFO, is_pretty=False))
         by_class: dict[CallerClass, Stubs] = {}
         for caller_class in CallerClass:
@@ -132,7 +142,7 @@ async def running_metering(folder: Path, auth: BalanceListener | None = None) ->
             channel = InProcessChannel(table, guard, Caller(caller_class, f"{caller_class}-0", account_id))
             stack.push_async_callback(channel.close)
             by_class[caller_class] = Stubs(channel)
-        running = Running(store, auth, by_class)
+        running = Running(store, auth, by_class, table)
         await running.inference.RegisterPriceBook(a_price_book(), timeout=TIMEOUT_S)
         yield running
 

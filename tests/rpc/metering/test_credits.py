@@ -12,7 +12,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from mws.metering.v1 import ledger_service_pb2 as pb
 
-from services.metering import ledger_servicer, translate
+from services.metering import translate
 from services.metering.ledger import MAX_BALANCE_NANO_USD
 from services.runtime.calls import CallerClass
 from services.runtime.errors import (
@@ -157,12 +157,12 @@ async def test_a_balance_has_a_ceiling(running: Running) -> None:
 async def test_a_grant_waits_for_auth_and_then_says_that_it_is_pending(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_servicer, "ACKNOWLEDGE_WAIT_S", 0.05)
+    monkeypatch.setattr("services.metering.credits.ACKNOWLEDGE_WAIT_S", 0.05)
     auth = ScriptedAuth(is_down=True)
     async with running_metering(tmp_path, auth) as running:
         pending = await grant(running)
         auth.is_down = False
-        monkeypatch.setattr(ledger_servicer, "ACKNOWLEDGE_WAIT_S", TIMEOUT_S)
+        monkeypatch.setattr("services.metering.credits.ACKNOWLEDGE_WAIT_S", TIMEOUT_S)
         again = await grant(running)
 
     assert (pending.tier_pending, again.tier_pending) == (True, False)
