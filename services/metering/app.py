@@ -17,8 +17,6 @@ from mws.metering.v1.usage_service_pb2_grpc import add_UsageServiceServicer_to_s
 from services.metering import granting
 from services.metering import low_balance as low_balance_events
 from services.metering.adapters.auth_listener import AuthListener
-from services.metering.adapters.sqlite_ledger import open_ledger
-from services.metering.adapters.sqlite_reports import open_reports
 from services.metering.credits import Credits
 from services.metering.ledger_servicer import LedgerServicer
 from services.metering.metering_servicer import MeteringServicer
@@ -28,6 +26,7 @@ from services.metering.payments import ManualPayments, PaymentProvider
 from services.metering.ports import BalanceEvent, LedgerStore, LedgerTransaction
 from services.metering.reports import Reports
 from services.metering.settings import Settings
+from services.metering.stores import Stores, open_stores
 from services.metering.usage import Moment
 from services.metering.usage_servicer import UsageServicer
 from services.runtime.calls import CallerClass, MethodTable
@@ -45,25 +44,25 @@ def now_us() -> int:
 
 async def run(settings: Settings) -> None:
     """Serves metering until the process is asked to end."""
-    path = settings.data_dir / "metering" / "ledger.sqlite3"
     async with Process(settings, CallerClass.METERING) as process:
         try:
-            async with (
-                open_ledger(path, write_timeout_s=settings.store_timeout_s) as ledger,
-                open_reports(path) as reports,
-            ):
-                await _serve(process, settings, ledger, reports)
+            async with open_stores(settings, lambda: process.is_stopping) as stores:
+                await _serve(process, settings, stores)
         except (UnknownSchemaError, OSError) as error:
-            _log.error("ledger.cannot_open", path=str(path), detail=str(error))
+            _log.error("ledger.cannot_open", detail=str(error))
             raise ProcessFailedError(str(error)) from error
+        except StoreUnavailableError:
+            _log.info("ledger.not_awaited")  # asked to end before its server answered
 
 
-async def _serve(process: Process, settings: Settings, ledger: LedgerStore, reports: Reports) -> None:
+async def _serve(process: Process, settings: Settings, stores: Stores) -> None:
+    ledger, reports = stores.ledger, stores.reports
     auth = AuthListener(AdmissionServiceStub(process.connect("auth", settings.auth_endpoints)))
     outbox = Outbox(ledger, auth)
     background = [
         process.spawn(outbox.run(), name="outbox"),
         process.spawn(sweep(ledger, settings.sweep_interval_s, settings.low_balance_nano_usd), name="sweeper"),
+        process.spawn(stores.upkeep(), name="upkeep"),
     ]
     try:
         table = method_table(ledger, reports, outbox, settings.low_balance_nano_usd)

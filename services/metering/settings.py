@@ -5,7 +5,7 @@ Owns what only metering needs; the rest is every process's. Read once, at start.
 
 from decimal import Decimal
 
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from services.runtime.settings import Endpoints, ProcessSettings
@@ -20,6 +20,13 @@ class Settings(ProcessSettings):
 
     auth_endpoints: Endpoints
     """Where auth-and-limits answers: it hears of every balance change, and identifies teams."""
+
+    postgres_url: SecretStr | None = None
+    """PostgreSQL for the ledger, shared by all replicas: `postgresql://user:password@host:port/name`. Unset: a SQLite
+    file of this process alone."""
+
+    migrate: bool = True
+    """Whether a start may bring the schema in PostgreSQL up. False: refuse to start until somebody else did."""
 
     store_timeout_s: PositiveFloat = 0.25
     """After this many seconds a ledger that did not answer counts as down, on the path of a call."""

@@ -203,12 +203,12 @@ def _as_unavailable() -> Any:
         raise
 
 
-async def prepare(url: str, today: datetime.date) -> None:
+async def prepare(url: str, today: datetime.date, *, may_migrate: bool = True) -> None:
     """Brings the database to the newest revision. Raises UnknownSchemaError, or StoreUnavailableError."""
     with _as_unavailable():
         connection = await connect(url, _CALLS, as_writer=False)
         try:
-            await postgres_schema.prepare(connection)
+            await postgres_schema.prepare(connection, may_migrate=may_migrate)
             await connection.execute(f"SET ROLE {WRITER_ROLE}")
             await postgres_schema.add_months(connection, today)
         finally:
@@ -217,10 +217,10 @@ async def prepare(url: str, today: datetime.date) -> None:
 
 @asynccontextmanager
 async def open_postgres_ledger(
-    url: str, *, write_timeout_s: float = 2.0, read_timeout_s: float = 10.0
+    url: str, *, write_timeout_s: float = 2.0, read_timeout_s: float = 10.0, may_migrate: bool = True
 ) -> AsyncIterator[PostgresLedger]:
     """The ledger in a database, made if it is not there. Raises UnknownSchemaError, or StoreUnavailableError."""
-    await prepare(url, datetime.datetime.now(datetime.UTC).date())
+    await prepare(url, datetime.datetime.now(datetime.UTC).date(), may_migrate=may_migrate)
     ledger = PostgresLedger(url, write_timeout_s=write_timeout_s, read_timeout_s=read_timeout_s)
     try:
         yield ledger

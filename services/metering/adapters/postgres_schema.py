@@ -7,19 +7,23 @@ import datetime
 from typing import Any
 
 from services.metering.adapters.postgres_connection import SCHEMA
-from services.metering.migrations import HEAD, check_known, upgrade_script
+from services.metering.migrations import HEAD, SERVED, UnknownSchemaError, check_known, upgrade_script
 
 MONTHS_AHEAD = 3
 _MIGRATION_LOCK = 0x4D57534C  # one replica migrates, the others wait and find it done
 
 
-async def prepare(connection: Any) -> None:
-    """Brings the database to the newest revision. Raises UnknownSchemaError for one of a revision that nobody knows.
+async def prepare(connection: Any, *, may_migrate: bool = True) -> None:
+    """Brings the database to the newest revision, unless it has one that this release serves already and may not.
 
-    All in one transaction. A login that may not make tables can serve what another one has prepared.
+    All in one transaction. A login that may not make tables can serve what another one has prepared. Raises
+    UnknownSchemaError for a database of a revision that this release does not know.
     """
-    if await _revision(connection) == HEAD:
+    revision = await _revision(connection)
+    if revision == HEAD or (revision in SERVED and not may_migrate):
         return
+    if not may_migrate:
+        raise UnknownSchemaError(f"the ledger's database has schema version {revision}: migrate it first")
     async with connection.transaction():
         await connection.execute(
             f"SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0;"
