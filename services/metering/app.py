@@ -5,7 +5,9 @@ Owns what is wired to what, and background work; refuses to hold logic.
 
 import asyncio
 import contextlib
+import functools
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -23,7 +25,7 @@ from services.metering.metering_servicer import MeteringServicer
 from services.metering.migrations import UnknownSchemaError
 from services.metering.outbox import Outbox
 from services.metering.payments import ManualPayments, PaymentProvider
-from services.metering.ports import BalanceEvent, LedgerStore, LedgerTransaction
+from services.metering.ports import BalanceEvent, Footprint, LedgerStore, LedgerTransaction
 from services.metering.reports import Reports
 from services.metering.settings import Settings
 from services.metering.stores import Stores, open_stores
@@ -90,6 +92,10 @@ def method_table(
     return table
 
 
+def _forget(row_ids: Sequence[int], transaction: LedgerTransaction) -> None:
+    transaction.forget_balance_events(row_ids)
+
+
 async def sweep(ledger: LedgerStore, interval_s: float, low_balance: tuple[int, ...]) -> None:
     """Ends expired promotions and announces low balances, for ever."""
 
@@ -99,13 +105,13 @@ async def sweep(ledger: LedgerStore, interval_s: float, low_balance: tuple[int, 
 
     while True:
         try:
-            found, events = await ledger.commit(turn)
+            found, events = await ledger.commit(turn, footprint=Footprint())
         except StoreUnavailableError:
             found, events = 0, []  # the next turn sees them again
         if events:
             low_balance_events.announce([event for _, event in events])
             row_ids = [row_id for row_id, _ in events]
             with contextlib.suppress(StoreUnavailableError):  # announced twice is better than never
-                await ledger.commit(lambda transaction, ids=row_ids: transaction.forget_balance_events(ids))  # type: ignore[misc]
+                await ledger.commit(functools.partial(_forget, row_ids), footprint=Footprint())
         if found == 0:
             await asyncio.sleep(interval_s)

@@ -10,7 +10,7 @@ from mws.metering.v1 import metering_service_pb2 as pb
 from mws.metering.v1.metering_service_pb2_grpc import MeteringServiceServicer
 
 from services.metering import metrics, translate, usage
-from services.metering.ports import LedgerStore
+from services.metering.ports import Footprint, LedgerStore
 from services.metering.pricing import canonical_json
 from services.metering.usage import Moment, OutcomeKind, RecordOutcome
 from services.runtime.calls import call_of
@@ -44,7 +44,9 @@ class MeteringServicer(MeteringServiceServicer):
         translate.check_batch("events", len(request.events))
         events = [translate.event_from_pb(event) for event in request.events]
         moment = Moment(self._now_us(), self._new_id, self._low_balance)
-        outcomes = await self._store.commit(lambda transaction: usage.record(transaction, events, moment))
+        outcomes = await self._store.commit(
+            lambda transaction: usage.record(transaction, events, moment), footprint=usage.footprint_of(events)
+        )
         _count(outcomes)
         call_of(context).note(events=len(events))
         return pb.RecordUsageResponse(outcomes=map(translate.outcome_to_pb, outcomes))
@@ -52,7 +54,10 @@ class MeteringServicer(MeteringServiceServicer):
     async def ResolveOutcomes(self, request: pb.ResolveOutcomesRequest, context: Any) -> pb.ResolveOutcomesResponse:
         call_ids = translate.call_ids_from_pb(request.call_ids)
         now_us = self._now_us()
-        outcomes = await self._store.commit(lambda transaction: usage.resolve(transaction, call_ids, now_us))
+        outcomes = await self._store.commit(
+            lambda transaction: usage.resolve(transaction, call_ids, now_us),
+            footprint=Footprint(call_ids=call_ids, marks_void=True),
+        )
         void = outcomes.count(None)
         call_of(context).note(calls=len(call_ids), void=void)
         return pb.ResolveOutcomesResponse(outcomes=map(translate.call_outcome_to_pb, call_ids, outcomes))
@@ -71,7 +76,9 @@ class MeteringServicer(MeteringServiceServicer):
         if version not in self._known_books:
             text = canonical_json(prices)
             await self._store.commit(
-                lambda transaction: transaction.add_price_book(version, text, now_us), REGISTER_TIMEOUT_S
+                lambda transaction: transaction.add_price_book(version, text, now_us),
+                REGISTER_TIMEOUT_S,
+                Footprint(),
             )
             self._known_books.add(version)
         call_of(context).note(price_book_version=version, profiles=len(prices))

@@ -12,7 +12,7 @@ from services.metering.charging import UsageEvent
 from services.metering.granting import expire_due
 from services.metering.ledger import Transfer, customer_account, revenue_account
 from services.metering.low_balance import note_crossings
-from services.metering.ports import LedgerTransaction, PostedCall, Rejection
+from services.metering.ports import Footprint, LedgerTransaction, PostedCall, Rejection
 from services.metering.pricing import NO_USAGE, TokenUsage
 
 
@@ -54,7 +54,9 @@ def record(
     outcomes: list[RecordOutcome] = []
     for event in events:
         first = posted.get(event.call_id)
-        if first is not None:
+        if first is not None and isinstance(event, UsageEvent) and first.account_id != event.account_id:
+            outcome = _refuse(transaction, event, "the call is on record for another account", moment.now_us)
+        elif first is not None:
             outcome = RecordOutcome(
                 event.call_id, OutcomeKind.POSTED, first.charged_nano_usd, first.rule, first.usage, is_repeated=True
             )
@@ -68,6 +70,12 @@ def record(
                 )
         outcomes.append(outcome)
     return outcomes
+
+
+def footprint_of(events: Sequence[UsageEvent | Rejection]) -> Footprint:
+    """What recording these events touches."""
+    account_ids = {event.account_id for event in events if isinstance(event, UsageEvent)}
+    return Footprint(account_ids, [event.call_id for event in events])
 
 
 def resolve(transaction: LedgerTransaction, call_ids: Sequence[str], now_us: int) -> list[PostedCall | None]:

@@ -4,6 +4,7 @@ Owns the statements that write and the locks that they need; refuses to decide a
 """
 
 import hashlib
+import re
 from collections.abc import Collection, Iterable, Sequence
 
 from services.metering.adapters import postgres_rows as rows
@@ -13,6 +14,7 @@ from services.metering.ledger import Customer, Promotion, Transfer, account_id_o
 from services.metering.ports import BalanceEvent, Footprint, GrantRecord, PostedCall, Rejection
 from services.metering.pricing import PriceBook, read_canonical_json
 
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 # Void markers and postings of the same call exclude each other: who marks runs alone, who posts runs beside others.
 _CALLS_LOCK = int.from_bytes(hashlib.sha256(b"mws_metering.calls").digest()[:6], "big")
 _BEGIN_BESIDE = f"BEGIN; SELECT pg_advisory_xact_lock_shared({_CALLS_LOCK})"
@@ -234,14 +236,14 @@ class PostgresTransaction:
     # ---- what is read ahead ----
 
     def _ask_for_calls(self, call_ids: set[str]) -> None:
-        if not call_ids:
+        self._asked |= call_ids
+        ids = sorted(filter(_UUID, call_ids))  # a rejected event may call itself anything
+        if not ids:
             return
-        ids = sorted(call_ids)
         for row in self._sql.fetch(rows.SELECT_POSTED_AMONG, ids, ids[0], ids[-1]):
             self._posted[row[0]] = rows.posted_call(row)
         found = self._sql.fetch("SELECT call_id FROM void_markers WHERE call_id = ANY ($1::uuid[])", ids)
         self._void.update(call_id for (call_id,) in found)
-        self._asked |= call_ids
 
     def _lock_customers(self, account_ids: set[str]) -> None:
         if not account_ids:
