@@ -4,6 +4,7 @@ Owns what is wired to what, and background work; refuses to hold logic.
 """
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import AsyncIterator
@@ -36,17 +37,20 @@ from services.auth_and_limits.metrics import OPEN_HOLDS
 from services.auth_and_limits.oidc_staff import StaffFileError, StaffPayers, read_staff_issuers, staff_tokens
 from services.auth_and_limits.pages import PageTokens
 from services.auth_and_limits.plans import PlanFileError, load_plans
-from services.auth_and_limits.ports import BalanceSource, HoldStore
+from services.auth_and_limits.ports import BalanceSource, ChangeFeed, HoldStore
 from services.auth_and_limits.reaper import Reaper
 from services.auth_and_limits.settings import IssuerSettings, Settings
 from services.auth_and_limits.trail import Trail
 from services.runtime.calls import CallerClass, MethodTable
+from services.runtime.errors import StoreUnavailableError
 from services.runtime.ids import new_id
 from services.runtime.process import Process, ProcessFailedError
 
 _HEALTH_S = 0.5
 _FORGET_S = 30.0
+_USES_S = 30.0
 _HOLDS_ARE_KEPT = "hold store"
+_ACCOUNTS_WERE_READ = "accounts"
 
 _log = structlog.get_logger()
 
@@ -56,6 +60,8 @@ class Service:
     """The running parts that a process, or a test, needs to reach."""
 
     holds: HoldStore
+    directory: Directory
+    feed: ChangeFeed
     table: MethodTable
     teams: TeamCallers
     tokens: tuple[SignedTokens, ...]
@@ -77,7 +83,7 @@ async def open_service(settings: Settings, balances: BalanceSource | None = None
         realms = read_staff_issuers(settings.catalogue)
         staff = StaffPayers(realms, staff_tokens(realms, keys_at_url, time.monotonic, _unix_s), store, directory)
         table = _method_table(Admission(directory, holds, staff), accounts, keys, PageTokens(pepper))
-        yield Service(holds, table, TeamCallers(directory), (tokens.tokens, staff.tokens))
+        yield Service(holds, directory, feed, table, TeamCallers(directory), (tokens.tokens, staff.tokens))
 
 
 async def run(settings: Settings) -> None:
@@ -95,7 +101,8 @@ async def run(settings: Settings) -> None:
 async def _serve(process: Process, metering: MeteringOutcomes, service: Service) -> None:
     background = [
         process.spawn(Reaper(service.holds, metering).run(), name="reaper"),
-        process.spawn(_watch(process, service.holds), name="health"),
+        process.spawn(_watch(process, service), name="health"),
+        process.spawn(_write_uses(service.directory), name="key uses"),
         process.spawn(_forget(service.holds), name="forget"),
         *(process.spawn(tokens.keep_fresh(), name="issuer keys") for tokens in service.tokens),
     ]
@@ -106,14 +113,28 @@ async def _serve(process: Process, metering: MeteringOutcomes, service: Service)
         for task in background:  # they use the stores, which are closed next
             task.cancel()
         await asyncio.wait(background)
+        with contextlib.suppress(StoreUnavailableError):
+            await service.directory.write_uses()
 
 
-async def _watch(process: Process, holds: HoldStore) -> None:
+async def _watch(process: Process, service: Service) -> None:
     """Keeps the gauge and the readiness true."""
+    were_accounts_read = False
     while True:
-        OPEN_HOLDS.set(holds.open_holds)
-        process.readiness.set(_HOLDS_ARE_KEPT, holds.is_healthy)
+        OPEN_HOLDS.set(service.holds.open_holds)
+        process.readiness.set(_HOLDS_ARE_KEPT, service.holds.is_healthy)
+        # Once is enough: known keys go on without it, and replicas must not leave their service all together.
+        were_accounts_read = were_accounts_read or service.feed.is_healthy
+        process.readiness.set(_ACCOUNTS_WERE_READ, were_accounts_read)
         await asyncio.sleep(_HEALTH_S)
+
+
+async def _write_uses(directory: Directory) -> None:
+    """Writes down when keys were last used, now and then."""
+    while True:
+        await asyncio.sleep(_USES_S)
+        with contextlib.suppress(StoreUnavailableError):  # they are kept, and written the next time
+            await directory.write_uses()
 
 
 async def _forget(holds: HoldStore) -> None:

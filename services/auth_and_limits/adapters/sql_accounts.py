@@ -129,12 +129,12 @@ class SqlAccounts:
         return await self._database.write(write)
 
     async def note_uses(self, last_used_at_ms: Mapping[str, int]) -> None:
-        newer = sa.or_(t.keys.c.last_used_at_ms.is_(None), t.keys.c.last_used_at_ms < sa.bindparam("at_ms"))
+        used = t.keys.c.last_used_at_ms
 
         def write() -> Steps[None]:
             for key_id, at_ms in last_used_at_ms.items():
-                update = sa.update(t.keys).where(t.keys.c.key_id == key_id, newer.params(at_ms=at_ms))
-                yield update.values(last_used_at_ms=at_ms)
+                is_newer = sa.or_(used.is_(None), used < at_ms)
+                yield sa.update(t.keys).where(t.keys.c.key_id == key_id, is_newer).values(last_used_at_ms=at_ms)
 
         await self._database.write(write)
 
