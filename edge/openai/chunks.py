@@ -61,10 +61,12 @@ class ChatStream:
         self._shows_thinking = shows_thinking
         self._calls = -1
         self._awaits_arguments = False
+        self._has_text = False
+        self._has_started = False
         tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
         self._before = (
             b'data: {"id":"chatcmpl-%b","object":"chat.completion.chunk","created":%d,"model":%b,'
-            b'"system_fingerprint":null,"choices":['
+            b'"service_tier":"default","system_fingerprint":null,"choices":['
         ) % (head.digits.encode(), head.created_s, _encode(head.model))
         self._after = b',"logprobs":null,"finish_reason":null}]' + tail
         self._tail = tail
@@ -80,7 +82,10 @@ class ChatStream:
         """Chunks before the last hold no usage."""
 
     def start(self) -> bytes:
-        return self._chunk(b'{"role":"assistant","content":"","refusal":null}')
+        """The role. The content is null until there is text, and stays so where there are only tool calls."""
+        self._has_started = True
+        content = b'""' if self._has_text else b"null"
+        return self._chunk(b'{"role":"assistant","content":%b,"refusal":null}' % content)
 
     def feed(self, events: Iterable[pb.GenerationEvent]) -> bytes:
         writers = self._writers
@@ -96,6 +101,7 @@ class ChatStream:
         return b'%b{"index":0,"delta":%b%b' % (self._before, delta, self._after)
 
     def _text(self, delta: pb.TextDelta) -> bytes:
+        self._has_text = True
         return self._end_call() + self._chunk(b'{"content":%b}' % _encode(delta.text))
 
     def _thinking(self, delta: pb.ThinkingDelta) -> bytes:
@@ -129,9 +135,16 @@ class ChatStream:
         """A call without arguments gets `{}`, since clients parse them."""
         return self._arguments("{}") if self._awaits_arguments else b""
 
+    def _end_nothing(self) -> bytes:
+        """An answer without text and calls is an empty text, as the whole reply says too."""
+        if self._has_text:
+            return b""
+        self._has_text = True
+        return self._chunk(b'{"content":""}') if self._has_started else b""
+
     def _finished(self, finished: pb.Finished) -> bytes:
         frames = [
-            self._end_call(),
+            self._end_call() if self._calls >= 0 else self._end_nothing(),
             b'%b{"index":0,"delta":{},"logprobs":null,"finish_reason":%b}]%b'
             % (self._before, _finish_reason(finished.reason, is_legacy=self._is_legacy), self._tail),
         ]
