@@ -11,6 +11,7 @@ from mws.inference.v1 import generation_pb2 as pb
 
 from edge.answer import Counts, Head, counts_of
 from edge.anthropic.blocks import UNSIGNED
+from edge.anthropic.opaque import deltas_of, one_line
 from edge.partial_json import as_object
 
 _encode = msgspec.json.Encoder().encode
@@ -59,6 +60,11 @@ def _ending(finished: pb.Finished) -> tuple[bytes, bytes]:
         return b'"end_turn"', b"null"
     matched = _encode(finished.stop_sequence) if finished.reason == pb.FINISH_REASON_STOP_SEQUENCE else b"null"
     return _STOP_REASONS.get(finished.reason, b'"end_turn"'), matched
+
+
+def _details(finished: pb.Finished) -> bytes:
+    """`stop_details`, a member that is there for refusals which the upstream explains."""
+    return b',"stop_details":%b' % one_line(finished.stop_details_json) if finished.stop_details_json else b""
 
 
 class MessageStream:
@@ -177,16 +183,17 @@ class MessageStream:
     def _opaque(self, block: pb.OpaqueBlock) -> bytes:
         if block.dialect != pb.DIALECT_ANTHROPIC:
             return b""
-        return self._begin("opaque", block.json.encode())
+        start, deltas = deltas_of(block)
+        return self._begin("opaque", start) + b"".join(map(self._delta, deltas))
 
     def _finished(self, finished: pb.Finished) -> bytes:
         closed = self._close()
         reason, matched = _ending(finished)
         counts = counts_of(finished.usage, self._head.estimated_input_tokens)
         return (
-            b'%bevent: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":%b,"stop_sequence":%b},'
+            b'%bevent: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":%b,"stop_sequence":%b%b},'
             b'"usage":%b}\n\nevent: message_stop\ndata: {"type":"message_stop"}\n\n'
-        ) % (closed, reason, matched, _usage(counts, final=True))
+        ) % (closed, reason, matched, _details(finished), _usage(counts, final=True))
 
 
 class MessageFold:
@@ -266,12 +273,13 @@ class MessageFold:
         counts = counts_of(self._end.usage, self._head.estimated_input_tokens)
         return (
             b'{"id":"msg_%b","type":"message","role":"assistant","model":%b,"content":[%b],"stop_reason":%b,'
-            b'"stop_sequence":%b,"usage":%b}'
+            b'"stop_sequence":%b%b,"usage":%b}'
         ) % (
             self._head.digits.encode(),
             _encode(self._head.model),
             b",".join(self._blocks),
             reason,
             matched,
+            _details(self._end),
             _usage(counts, final=False),
         )
