@@ -239,7 +239,7 @@ def _sum(row: Row) -> GroupedSum:
 
 def _credit(row: Row) -> CreditOnRecord:
     width = len(Transfer._fields)
-    transfer, grant = rows.transfer(row[: width + 1]), row[width + 1 : width + 6]
-    is_promotion = grant[2] == CreditKind.PROMOTION
-    remaining, corrected = (int(amount) for amount in row[width + 6 :])
-    return CreditOnRecord(row[0], GrantRecord(*grant, transfer), remaining if is_promotion else None, corrected)
+    transfer = rows.transfer(row[: width + 1])
+    account_id, key, kind, expires_at_us, balance_nano_usd, remaining, corrected = row[width + 1 :]
+    grant = GrantRecord(account_id, key, kind, expires_at_us, balance_nano_usd, transfer)
+    return CreditOnRecord(row[0], grant, int(remaining) if kind == CreditKind.PROMOTION else None, int(corrected))
