@@ -20,10 +20,11 @@ async def open_holds(
     if settings.redis_url is not None:
         from services.auth_and_limits.adapters.redis_holds import RedisHolds
         from services.auth_and_limits.adapters.redis_link import RedisLink
+        from services.auth_and_limits.adapters.redis_scripts import read_scripts
         from services.auth_and_limits.adapters.redis_url import parse_redis_url
 
         where = parse_redis_url(settings.redis_url.get_secret_value())
-        link = RedisLink(where, patience_s=settings.store_timeout_s)
+        link = RedisLink(where, read_scripts(), patience_s=settings.store_timeout_s)
         shared = RedisHolds(link, plans, balances=balances, learning_s=settings.learning_s, name=settings.name)
         await shared.open()
         try:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable
 from itertools import islice, takewhile
 
 from services.auth_and_limits import holds
+from services.auth_and_limits.adapters.deciding import refusal_of, view_of
 from services.auth_and_limits.adapters.memory_records import KEY_METER, Changes, Claim, Meters, Purse
 from services.auth_and_limits.holds import LEASE_US, Hold, HoldState
-from services.auth_and_limits.limits import Demand, LimitsView, Reason, binding_view, shortage_of
+from services.auth_and_limits.limits import Demand, LimitsView, Reason
 from services.auth_and_limits.records import (
     Account,
     Admitted,
@@ -21,7 +22,6 @@ from services.auth_and_limits.records import (
     Outcome,
     OutOfCredit,
     Payer,
-    Refused,
     Verdict,
 )
 from services.auth_and_limits.tiers import Ceilings, PlanBook, ceilings_of
@@ -82,7 +82,7 @@ class MemoryState:
     def limits(self, payer: Payer, now_us: int) -> LimitsView:
         """What may be done now."""
         purse = self.purse(payer.account.account_id)
-        return _view(self._demands(purse, payer, self.ceilings(payer.account), 0, now_us))
+        return view_of(self._demands(purse, payer, self.ceilings(payer.account), 0, now_us))
 
     def admit(self, ask: Ask, payer: Payer, now_us: int) -> Verdict:
         """Decides, and takes all or nothing."""
@@ -93,10 +93,10 @@ class MemoryState:
         if known is not None:
             if known.run_id != ask.run_id or known.account_id != purse.account_id or not known.is_live:
                 raise CallAlreadyAdmittedError("the call id belongs to another run")
-            return Admitted(known, _view(demands), is_repeat=True)
+            return Admitted(known, view_of(demands), is_repeat=True)
         if ask.idempotency_key and (earlier := self._earlier(ask, purse, demands)):
             return earlier
-        refused = _refusal(ask, purse, ceilings, demands)
+        refused = refusal_of(ask, purse.available_nano_usd, purse.running < ceilings.concurrent_calls, demands)
         if refused is not None:
             return refused
         for bucket, tokens, _ in demands:
@@ -104,7 +104,7 @@ class MemoryState:
         hold = self._open(ask, payer, now_us)
         self.changes.fresh.append(hold)
         self._note_meters(hold)
-        return Admitted(hold, _view(demands))
+        return Admitted(hold, view_of(demands))
 
     def undo(self, hold: Hold, now_us: int) -> None:
         """Takes back an admission that could not be kept, unless it has ended since."""
@@ -279,7 +279,7 @@ class MemoryState:
             return None
         if claim.body_sha256 != ask.body_sha256:
             raise IdempotencyKeyReusedError("the idempotency key was used with another body")
-        return Earlier(claim.call_id, claim.is_posted, _view(demands))
+        return Earlier(claim.call_id, claim.is_posted, view_of(demands))
 
     def _open(self, ask: Ask, payer: Payer, now_us: int) -> Hold:
         hold = Hold(
@@ -372,27 +372,3 @@ class MemoryState:
         key_meters = self.key_meters.get(hold.key_id)
         if key_meters is not None:
             self.changes.meters[key_meters.meter_id] = key_meters
-
-
-def _refusal(ask: Ask, purse: Purse, ceilings: Ceilings, demands: list[Demand]) -> Refused | None:
-    """What stands in the way, the least curable first: credit, a ceiling, a slot nobody can foretell, then time."""
-    if ask.amount_nano_usd > purse.available_nano_usd:
-        return Refused(Reason.CREDIT, _view(demands), available_nano_usd=purse.available_nano_usd)
-    shortage = shortage_of(demands)
-    if shortage is not None and shortage.retry_in_us is None:
-        return Refused(shortage.reason, _view(demands), ceiling=shortage.ceiling)
-    if purse.running >= ceilings.concurrent_calls:
-        return Refused(Reason.CONCURRENCY, _view(demands))
-    if shortage is not None:
-        return Refused(shortage.reason, _view(demands), retry_in_us=shortage.retry_in_us)
-    return None
-
-
-def _view(demands: list[Demand]) -> LimitsView:
-    requests, tokens = demands[0][0], demands[1][0]
-    if len(demands) == 2:  # no throttle
-        return LimitsView(requests.view(), tokens.view())
-    of_key = {reason: bucket for bucket, _, reason in demands[2:]}
-    return LimitsView(
-        binding_view(requests, of_key.get(Reason.KEY_REQUESTS)), binding_view(tokens, of_key.get(Reason.KEY_TOKENS))
-    )
