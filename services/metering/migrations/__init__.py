@@ -3,6 +3,7 @@
 Owns which revisions there are and which of them this release serves; refuses to open a database.
 """
 
+import functools
 import io
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def check_known(revision: str, where: str) -> None:
         raise UnknownSchemaError(f"{where} has schema version {revision}; this release serves {served} only")
 
 
+@functools.cache
 def upgrade_script(dialect: str, from_revision: str | None) -> str:
     """The statements that bring a database from a revision (None: empty) to `HEAD`, version table included."""
     from alembic import command  # takes a moment, and most starts need no migration

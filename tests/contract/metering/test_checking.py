@@ -3,32 +3,25 @@
 Owns the violations; refuses to repair.
 """
 
-import sqlite3
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from services.metering import checking
-from services.metering.adapters.sqlite_ledger import SqliteLedger, open_ledger
 from services.metering.charging import Ending
 from services.metering.checking import CheckReport
 from services.metering.ledger import CreditKind
 from services.runtime.ids import new_id
 from tests.contract.metering.building import ACCOUNT, DAY_US, NOW_US, Bookkeeper, a_credit, an_event
+from tests.contract.metering.places import ClosableStore, Place
 
 POSTED, LATE, FREE, VOID = (f"0199b000-0000-7000-8000-00000000000{index}" for index in range(4))
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "ledger.sqlite3"
-
-
-@pytest.fixture
-async def store(path: Path) -> AsyncIterator[SqliteLedger]:
+async def store(place: Place) -> AsyncIterator[ClosableStore]:
     """A ledger in which everything that can happen has happened."""
-    async with open_ledger(path, write_timeout_s=10.0) as ledger:
+    async with place.open() as ledger:
         now = [NOW_US]
         books = Bookkeeper(ledger, lambda: now[0])
         await books.register()
@@ -46,26 +39,15 @@ async def store(path: Path) -> AsyncIterator[SqliteLedger]:
         yield ledger
 
 
-async def check(store: SqliteLedger, account_id: str = "") -> CheckReport:
+async def check(store: ClosableStore, account_id: str = "") -> CheckReport:
     return await store.inspect(lambda snapshot: checking.check(snapshot, account_id))
 
 
-async def test_a_sound_ledger_has_no_violation(store: SqliteLedger) -> None:
+async def test_a_sound_ledger_has_no_violation(store: ClosableStore) -> None:
     everything, one = await check(store), await check(store, "other")
 
     assert CheckReport(9, 2, 5, ()) == everything
     assert CheckReport(1, 1, 1, ()) == one
-
-
-def tamper(path: Path, *statements: str) -> None:
-    """Does what the triggers and constraints forbid."""
-    connection = sqlite3.connect(path, isolation_level=None)
-    for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
-        connection.execute(f"DROP TRIGGER {name}")
-    connection.execute("PRAGMA ignore_check_constraints = ON")
-    for statement in statements:
-        assert connection.execute(statement).rowcount != 0, statement
-    connection.close()
 
 
 COPY_OF_A_TRANSFER = (
@@ -178,14 +160,14 @@ COPY_OF_A_TRANSFER = (
             id="a record that is gone",
         ),
         pytest.param(
-            [COPY_OF_A_TRANSFER.format(id="'t'", amount="amount_nano_usd", call=f"'{new_id()}'")],
+            [COPY_OF_A_TRANSFER.format(id=f"'{new_id()}'", amount="amount_nano_usd", call=f"'{new_id()}'")],
             {"balance_differs", "posting_without_usage"},
             id="a posting of a call that never was",
         ),
         pytest.param(
             [
                 "DROP INDEX transfers_once_per_call",
-                COPY_OF_A_TRANSFER.format(id="'t'", amount="amount_nano_usd", call="call_id"),
+                COPY_OF_A_TRANSFER.format(id=f"'{new_id()}'", amount="amount_nano_usd", call="call_id"),
             ],
             {"balance_differs", "double_posting"},
             id="a call that is posted twice",
@@ -225,8 +207,8 @@ COPY_OF_A_TRANSFER = (
         ),
     ],
 )
-async def test_a_tampering_is_found(store: SqliteLedger, path: Path, statements: list[str], rules: set[str]) -> None:
-    tamper(path, *statements)
+async def test_a_tampering_is_found(store: ClosableStore, place: Place, statements: list[str], rules: set[str]) -> None:
+    await place.tamper(*statements)
 
     report = await check(store)
 
@@ -234,16 +216,16 @@ async def test_a_tampering_is_found(store: SqliteLedger, path: Path, statements:
     assert all(violation.detail for violation in report.violations)
 
 
-async def test_one_account_can_be_checked_alone(store: SqliteLedger, path: Path) -> None:
-    tamper(path, f"UPDATE transfers SET amount_nano_usd = amount_nano_usd + 1 WHERE call_id = '{POSTED}'")
+async def test_one_account_can_be_checked_alone(store: ClosableStore, place: Place) -> None:
+    await place.tamper(f"UPDATE transfers SET amount_nano_usd = amount_nano_usd + 1 WHERE call_id = '{POSTED}'")
 
     assert (bool((await check(store, ACCOUNT)).violations), (await check(store, "other")).violations) == (True, ())
 
 
-async def test_at_most_a_thousand_violations_are_listed(store: SqliteLedger, path: Path) -> None:
+async def test_at_most_a_thousand_violations_are_listed(store: ClosableStore, place: Place) -> None:
     books = Bookkeeper(store)
     for _ in range(2):
         await books.record(*(an_event() for _ in range(600)))
-    tamper(path, "DELETE FROM price_books")
+    await place.tamper("DELETE FROM price_books")
 
     assert len((await check(store)).violations) == 1_000
