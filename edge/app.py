@@ -15,6 +15,10 @@ import uvicorn
 from prometheus_client import REGISTRY
 
 from edge.clients import Admission, Inference
+from edge.company_proxy import PREFIX
+from edge.company_proxy.documentation import Page
+from edge.company_proxy.routes import CompanyProxy
+from edge.company_proxy.rules import ProxyFileError, read_rules
 from edge.connection import Connection
 from edge.documentation import documentation_app
 from edge.front import Front, Route
@@ -113,6 +117,15 @@ def all_routes(pipeline: Pipeline) -> dict[tuple[str, str], Route]:
     }
 
 
+def company_proxy(settings: Settings, pipeline: Pipeline) -> CompanyProxy:
+    """The company proxy, on the same pipeline. Raises ProcessFailedError."""
+    try:
+        rules = read_rules(settings.catalogue)
+    except ProxyFileError as error:
+        raise ProcessFailedError(str(error)) from error
+    return CompanyProxy(pipeline, rules, Page(settings.docs_assets_url))
+
+
 async def run(settings: Settings) -> None:
     """Runs the edge until it is asked to stop."""
     async with Process(settings, CallerClass.EDGE) as process:
@@ -125,7 +138,8 @@ async def run(settings: Settings) -> None:
             **all_routes(pipeline),
             **ops_routes(process.readiness, lambda: process.is_stopping, REGISTRY),
         }
-        front = Front(routes, documentation_app(), process.log, metrics, process.tracing)
+        prefixes = {PREFIX: company_proxy(settings, pipeline)}
+        front = Front(routes, documentation_app(), process.log, metrics, process.tracing, prefixes=prefixes)
         server = http_server(front, settings.drain_s)
         listener = _listen(settings)
         serving = process.spawn(server.serve(sockets=[listener]), name="http")

@@ -10,9 +10,12 @@ from typing import Any, Protocol, TypeVar
 import grpc
 from mws.admission.v1 import admission_service_pb2 as admission_pb
 from mws.admission.v1.admission_service_pb2_grpc import AdmissionServiceStub
+from mws.common.v1.credential_pb2 import Credential
 from mws.inference.v1 import catalog_service_pb2 as catalog_pb
+from mws.inference.v1 import forward_service_pb2 as forward_pb
 from mws.inference.v1 import inference_service_pb2 as inference_pb
 from mws.inference.v1.catalog_service_pb2_grpc import CatalogServiceStub
+from mws.inference.v1.forward_service_pb2_grpc import ForwardServiceStub
 from mws.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 
 from edge.ask import Ask
@@ -64,12 +67,17 @@ class Admission:
         request.credential.api_key_sha256 = key_digest
         return await self._stub.GetLimits(request, timeout=_QUICK_S)
 
+    async def limits_of(self, credential: Credential) -> admission_pb.GetLimitsResponse:
+        """The same for a credential of any kind."""
+        return await self._stub.GetLimits(admission_pb.GetLimitsRequest(credential=credential), timeout=_QUICK_S)
+
 
 class Inference:
     """routing-and-inference."""
 
     def __init__(self, channel: grpc.aio.Channel, *, generate_timeout_s: float, catalog_ttl_s: float) -> None:
         self._stub = InferenceServiceStub(channel)
+        self._forwarding = ForwardServiceStub(channel)
         self._catalog = CatalogServiceStub(channel)
         self._generate_timeout_s = generate_timeout_s
         self._catalog_ttl_s = catalog_ttl_s
@@ -79,6 +87,11 @@ class Inference:
     def generate(self, request: inference_pb.GenerateRequest) -> GenerateCall:
         """Starts a call; its failures are raised while it is read."""
         call: GenerateCall = self._stub.Generate(request, timeout=self._generate_timeout_s)  # type: ignore[assignment]
+        return call
+
+    def forward(self, request: forward_pb.ForwardRequest) -> GenerateCall:
+        """Starts a forwarded call; its responses have the members of a Generate's."""
+        call: GenerateCall = self._forwarding.Forward(request, timeout=self._generate_timeout_s)  # type: ignore[assignment]
         return call
 
     async def count_tokens(self, ask: Ask) -> int:

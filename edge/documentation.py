@@ -15,7 +15,7 @@ from edge.routes.models import Model, ModelList
 from edge.routes.rerank import RerankReply, RerankRequest
 
 _REF = "#/components/schemas/{name}"
-_LIMIT_HEADERS = {
+LIMIT_HEADERS = {
     f"x-ratelimit-{what}-{unit}": {
         "schema": {"type": "string" if what == "reset" else "integer"},
         "description": {
@@ -117,14 +117,14 @@ def _failures(shape: str, *extra: int) -> dict[str, Any]:
     for status in sorted({*_FAILURES, *extra}):
         answers[str(status)] = {"description": texts[status], "content": _json(f"{shape}ErrorReply")}
     answers["429"]["headers"] = {
-        **_LIMIT_HEADERS,
+        **LIMIT_HEADERS,
         "retry-after": {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds to wait."},
     }
     return answers
 
 
 def _operation(summary: str, tag: str, reply: str, failures: dict[str, Any]) -> dict[str, Any]:
-    ok = {"description": "The answer.", "headers": dict(_LIMIT_HEADERS), "content": _json(reply)}
+    ok = {"description": "The answer.", "headers": dict(LIMIT_HEADERS), "content": _json(reply)}
     return {"summary": summary, "tags": [tag], "responses": {"200": ok, **failures}}
 
 

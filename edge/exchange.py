@@ -40,6 +40,7 @@ class Exchange:
         "account_id",
         "call_id",
         "dropped_images",
+        "extra_headers",
         "input_tokens",
         "is_complete",
         "is_gone",
@@ -73,6 +74,7 @@ class Exchange:
         self.account_id = ""
         self.profile = ""
         self.dropped_images = 0
+        self.extra_headers: Headers = []  # of whatever answer leaves
         self.input_tokens = 0
         self.output_tokens = 0
         self.reason = ""
@@ -152,6 +154,8 @@ class Exchange:
             head.append((b"x-mws-dropped", b"images=%d" % self.dropped_images))
         if self.limits is not None:
             head.extend(limit_headers(self.limits))
+        if self.extra_headers:
+            head.extend(self.extra_headers)
 
     def _callers_id(self) -> bytes | None:
         """A caller's own `x-request-id`, which is echoed and used for nothing else."""

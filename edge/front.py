@@ -7,10 +7,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import structlog
 
+from edge.company_proxy import PREFIX
+from edge.company_proxy.shape import PROXY
 from edge.exchange import ClientGoneError, Exchange, Receive, Scope, Send
 from edge.metrics import EdgeMetrics
 from edge.shapes import ANTHROPIC, OPENAI, Shape
@@ -24,11 +27,15 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _log = structlog.get_logger()
 _TRACEPARENT = TRACEPARENT.encode()
 _DOCUMENTATION = frozenset({"/openapi.json", "/docs", "/docs/oauth2-redirect"})
+_NO_PREFIXES: Mapping[str, Route] = MappingProxyType({})
 CLIENT_GONE_STATUS = 499  # for the log and the metrics only: nobody receives it
 
 
 class Front:
-    """Routes are exact paths; `/a/` takes one more segment, which then stands in the scope as `rest`."""
+    """Routes are exact paths; `/a/` takes one more segment, which then stands in the scope as `rest`.
+
+    All that begins with one of `prefixes` belongs to its route, whatever the method.
+    """
 
     def __init__(
         self,
@@ -37,8 +44,11 @@ class Front:
         log: EventLog,
         metrics: EdgeMetrics,
         tracing: Tracing,
+        *,
+        prefixes: Mapping[str, Route] = _NO_PREFIXES,
     ) -> None:
         self._routes = dict(routes)
+        self._prefixes = dict(prefixes)
         self._methods: dict[str, list[str]] = {}
         for method, path in self._routes:
             self._methods.setdefault(path, []).append(method)
@@ -62,6 +72,9 @@ class Front:
 
     def _find(self, method: str, path: str, scope: Scope) -> tuple[Route, str]:
         """A route with a rest, or the answer to a path or method that does not exist."""
+        for start, owner in self._prefixes.items():
+            if path.startswith(start):
+                return owner, start
         head, slash, rest = path.rpartition("/")
         prefix = head + slash
         if path not in self._methods and head and rest and prefix in self._methods:
@@ -157,6 +170,8 @@ def plain_path(path: str) -> str:
 def shape_for(exchange: Exchange) -> Shape:
     """The shape in which to word a failure that no route's own shape settles: by the path, else by the headers."""
     path = exchange.scope["path"]
+    if path.startswith(PREFIX):
+        return PROXY
     if "/messages" in path or "/complete" in path:
         is_anthropic = "/chat/" not in path
     else:

@@ -17,7 +17,7 @@ from mws.inference.v1 import inference_service_pb2 as inference_pb
 from edge.answer import Head
 from edge.ask import Ask
 from edge.bodies import read_body
-from edge.clients import Admission, Inference, UnaryCall
+from edge.clients import Admission, GenerateCall, Inference, UnaryCall
 from edge.exchange import Exchange, Spawn
 from edge.gate import Gate
 from edge.metrics import EdgeMetrics
@@ -154,7 +154,8 @@ class Pipeline:
             if ask.generates_nothing:
                 await self._answer_nothing(exchange, shape, ask, digest)
             else:
-                await self._generate(exchange, shape, ask, await self._request(exchange, ask, digest, body))
+                request = await self._request(exchange, ask, digest, body)
+                await self.relay(exchange, shape, ask, self.inference.generate(request))
 
         await self.serve(exchange, shape, work)
 
@@ -166,10 +167,8 @@ class Pipeline:
         request.idempotency_key, request.body_sha256 = await self.idempotency(exchange, digest, body)
         return request
 
-    async def _generate(
-        self, exchange: Exchange, shape: Shape, ask: Ask, request: inference_pb.GenerateRequest
-    ) -> None:
-        call = self.inference.generate(request)
+    async def relay(self, exchange: Exchange, shape: Shape, ask: Ask, call: GenerateCall) -> None:
+        """Answers with the events of a running call, streamed or folded; the call ends when the client leaves."""
         with self.relays.running(call):
             exchange.watch(call.cancel, self._spawn)
             try:

@@ -5,6 +5,7 @@ Owns names, units and defaults; refuses to be read anywhere but in `app.py`.
 
 import ipaddress
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, SecretStr
@@ -60,6 +61,12 @@ class Settings(ProcessSettings):
 
     strangers_per_minute: PositiveInt = 120
     """Requests without a valid key that one address may send per minute."""
+
+    catalogue: Path | None = None
+    """The catalogue file, for `company_proxy`: what is discontinued there, and which origins may ask from a browser."""
+
+    docs_assets_url: str = "https://cdn.jsdelivr.net/npm/swagger-ui-dist@5"
+    """Where the company proxy's page finds `swagger-ui.css` and `swagger-ui-bundle.js`; one's own host will do."""
 
     trusted_proxies: Networks = Field(default=())
     """Networks of proxies in front whose X-Forwarded-For is believed."""

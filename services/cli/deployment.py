@@ -69,6 +69,8 @@ class Deployment:
         }
         if service == "auth" and self.plans:
             own["PLANS"] = str(self.plans)
+        if service in ("edge", "auth") and self.catalogue:  # who may use the company proxy, and from where
+            own["CATALOGUE"] = str(self.catalogue)
         if service == "inference":
             own |= self._inference_environment()
         return {prefix + name: value for name, value in own.items()}
