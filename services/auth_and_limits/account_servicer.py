@@ -59,6 +59,12 @@ class AccountServicer(AccountServiceServicer):
         call.note(account_id=account.account_id)
         return pb.UpdateAccountResponse(account=await self._to_pb(account))
 
+    async def CloseAccount(self, request: pb.CloseAccountRequest, context: Any) -> pb.CloseAccountResponse:
+        call = call_of(context)
+        account = await self._accounts.close(call.caller, request.account_id)
+        call.note(account_id=account.account_id)
+        return pb.CloseAccountResponse(account=await self._to_pb(account))
+
     async def CreateTeam(self, request: pb.CreateTeamRequest, context: Any) -> pb.CreateTeamResponse:
         call = call_of(context)
         rules = Rules()

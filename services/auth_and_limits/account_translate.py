@@ -39,6 +39,7 @@ def account_to_pb(account: Account, ceilings: Ceilings) -> account_service_pb2.A
         ),
         created_at=instant_to_pb(account.created_at_ms),
         suspended=account.suspended,
+        closed_at=instant_to_pb(account.closed_at_ms),
     )
     overrides = account.overrides
     message.overrides.SetInParent()

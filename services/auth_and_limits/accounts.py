@@ -6,7 +6,7 @@ Owns what an account may be (plan, ceilings) and what a change is; refuses to kn
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from services.auth_and_limits.directory import Directory
 from services.auth_and_limits.pages import Page
@@ -65,13 +65,26 @@ class Accounts:
 
     async def update(self, caller: Caller, account_id: str, change: Callable[[Account], Account]) -> Account:
         """Applies a change; one that changes nothing leaves no trace."""
+        return await self._edit(caller, "account.updated", account_id, change)
 
+    async def close(self, caller: Caller, account_id: str) -> Account:
+        """Ends an account for ever; a repeat leaves the first instant."""
+        now_ms = self._trail.now_unix_ms()
+
+        def change(account: Account) -> Account:
+            return account if account.closed_at_ms is not None else replace(account, closed_at_ms=now_ms)
+
+        return await self._edit(caller, "account.closed", account_id, change)
+
+    async def _edit(
+        self, caller: Caller, action: str, account_id: str, change: Callable[[Account], Account]
+    ) -> Account:
         def edit(before: Account) -> tuple[Account, AuditEvent | None]:
             after = change(before)
             if after.plan != before.plan:
                 self._check_plan(after.plan)
             changes = changed_fields("", before, after)
-            event = self._trail.event(caller, "account.updated", account_id, account_id, changes) if changes else None
+            event = self._trail.event(caller, action, account_id, account_id, changes) if changes else None
             return after, event
 
         account = await self._store.edit_account(account_id, edit)
@@ -84,7 +97,8 @@ class Accounts:
 
     async def create_team(self, caller: Caller, account_id: str, issuer: str, subject: str) -> Team:
         """Lets a subject act for an account."""
-        await self.get(account_id)
+        if (await self.get(account_id)).closed_at_ms is not None:
+            raise NotFoundError("no such account", metadata={"resource": "account"})
         team = Team(self._trail.new_id(), account_id, issuer, subject, self._trail.now_unix_ms())
         values = {"issuer": issuer, "subject": subject}
         event = self._trail.event(caller, "team.created", account_id, team.team_id, values)

@@ -25,7 +25,7 @@ from services.auth_and_limits.records import (
     Verdict,
 )
 from services.runtime.calls import Caller, CallerClass
-from services.runtime.errors import ForeignAccountError, GatewayError, InvalidCredentialError
+from services.runtime.errors import ForeignAccountError, GatewayError
 
 _COUNT_OF_REASON = {reason: COUNT_OF[reason.name.lower()] for reason in Reason}
 
@@ -118,10 +118,10 @@ class TeamCallers:
             team = await self._directory.team_by_token(token)
             await self._directory.payer_by_account(team.account_id)
             return Caller(CallerClass.TEAM, team.team_id, team.account_id)
-        if not api_keys.is_well_formed(token):
-            raise InvalidCredentialError("the credential is not valid")
-        payer = await self._directory.payer_by_key(api_keys.digest(token))
-        return Caller(CallerClass.TEAM, payer.key_id, payer.account.account_id)
+        # Mistyped, unknown and revoked keys take the same way: one digest, one look-up.
+        key_digest = api_keys.digest(token)
+        payer = await self._directory.payer_by_key(key_digest)
+        return Caller(CallerClass.TEAM, payer.key_id, payer.account.account_id, key_digest)
 
 
 def _count(verdict: Verdict) -> None:

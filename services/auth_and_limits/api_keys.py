@@ -23,7 +23,7 @@ def mint(random_bytes: Callable[[int], bytes]) -> str:
 
 
 def is_well_formed(text: str) -> bool:
-    """Whether the text can be a key at all: saves a look-up for mistyped ones, proves nothing."""
+    """Whether the text can be a key at all: for scanners of leaked secrets. Decisions look every text up, alike."""
     if len(text) != _LENGTH or not text.startswith(PREFIX) or not text.isascii():
         return False
     body = text.removeprefix(PREFIX)

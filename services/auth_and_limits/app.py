@@ -17,6 +17,7 @@ from mws.admission.v1.account_service_pb2_grpc import add_AccountServiceServicer
 from mws.admission.v1.admission_service_pb2_grpc import add_AdmissionServiceServicer_to_server
 from mws.admission.v1.audit_service_pb2_grpc import add_AuditServiceServicer_to_server
 from mws.admission.v1.key_service_pb2_grpc import add_KeyServiceServicer_to_server
+from mws.admission.v1.plan_service_pb2_grpc import add_PlanServiceServicer_to_server
 
 from services.auth_and_limits.account_servicer import AccountServicer, AuditServicer
 from services.auth_and_limits.account_stores import open_accounts
@@ -36,10 +37,12 @@ from services.auth_and_limits.keys import Keys
 from services.auth_and_limits.metrics import OPEN_HOLDS
 from services.auth_and_limits.oidc_staff import StaffFileError, StaffPayers, read_staff_issuers, staff_tokens
 from services.auth_and_limits.pages import PageTokens
+from services.auth_and_limits.plan_servicer import PlanServicer
 from services.auth_and_limits.plans import PlanFileError, load_plans
 from services.auth_and_limits.ports import BalanceSource, ChangeFeed, HoldStore
 from services.auth_and_limits.reaper import Reaper
 from services.auth_and_limits.settings import IssuerSettings, Settings
+from services.auth_and_limits.tiers import PlanBook
 from services.auth_and_limits.trail import Trail
 from services.runtime.calls import CallerClass, MethodTable
 from services.runtime.errors import StoreUnavailableError
@@ -82,7 +85,7 @@ async def open_service(settings: Settings, balances: BalanceSource | None = None
         keys = Keys(store, directory, holds, plans=plans, trail=trail)
         realms = read_staff_issuers(settings.catalogue)
         staff = StaffPayers(realms, staff_tokens(realms, keys_at_url, time.monotonic, _unix_s), store, directory)
-        table = _method_table(Admission(directory, holds, staff), accounts, keys, PageTokens(pepper))
+        table = _method_table(Admission(directory, holds, staff), accounts, keys, plans, PageTokens(pepper))
         yield Service(holds, directory, feed, table, TeamCallers(directory), (tokens.tokens, staff.tokens))
 
 
@@ -144,13 +147,16 @@ async def _forget(holds: HoldStore) -> None:
         await holds.forget_old()
 
 
-def _method_table(admission: Admission, accounts: Accounts, keys: Keys, tokens: PageTokens) -> MethodTable:
+def _method_table(
+    admission: Admission, accounts: Accounts, keys: Keys, plans: PlanBook, tokens: PageTokens
+) -> MethodTable:
     table = MethodTable()
     registry: Any = table  # stands where generated code expects a server
     add_AdmissionServiceServicer_to_server(AdmissionServicer(admission, unix_ms), registry)
     add_AccountServiceServicer_to_server(AccountServicer(accounts, tokens), registry)
     add_KeyServiceServicer_to_server(KeyServicer(keys, tokens, os.urandom), registry)
     add_AuditServiceServicer_to_server(AuditServicer(accounts, tokens), registry)
+    add_PlanServiceServicer_to_server(PlanServicer(plans, tokens), registry)
     return table
 
 

@@ -33,10 +33,12 @@ class KeyServicer(KeyServiceServicer):
         rules.length("account_id", account_id, 36, 1)
         rules.length("name", request.name, translate.LARGEST_NAME)
         throttle = translate.throttle_from_pb(request.throttle, rules, "throttle")
+        if request.request_id:
+            rules.id("request_id", request.request_id)
         has_expiry = request.HasField("expires_at")
         expires_at_ms = translate.expiry_from_pb(request.expires_at, has_expiry, rules, "expires_at")
         rules.check()
-        new = NewKey(account_id, request.name, throttle, expires_at_ms)
+        new = NewKey(account_id, request.name, throttle, expires_at_ms, request.request_id)
         key, text = await self._keys.create(call.caller, new, self._random_bytes)
         call.note(account_id=key.account_id, key_id=key.key_id)
         return pb.CreateKeyResponse(key=self._to_pb(key), api_key=text)

@@ -3,6 +3,8 @@
 Owns who may have keys made and which keys a caller may touch; refuses to keep a key's text beyond the answer.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +16,7 @@ from services.auth_and_limits.records import NO_THROTTLE, Account, AuditEvent, K
 from services.auth_and_limits.tiers import PlanBook, may_make_keys
 from services.auth_and_limits.trail import Trail, changed_fields
 from services.runtime.calls import Caller, CallerClass
-from services.runtime.errors import KeysNotUnlockedError, NotFoundError
+from services.runtime.errors import CallerNotAllowedError, ForeignAccountError, KeysNotUnlockedError, NotFoundError
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class NewKey:
     name: str = ""
     throttle: Throttle = NO_THROTTLE
     expires_at_ms: int | None = None
+    request_id: str = ""  # empty: every request makes a key
 
 
 class Keys:
@@ -40,9 +43,10 @@ class Keys:
         self._trail = trail
 
     async def create(self, caller: Caller, new: NewKey, random_bytes: Callable[[int], bytes]) -> tuple[Key, str]:
-        """Makes a key; its text exists in this answer only."""
+        """Makes a key; its text exists in this answer only. Empty text: the same request made this key before."""
+        _check_may_change_keys(caller)
         account = await self._store.account(new.account_id)
-        if account is None:
+        if account is None or account.closed_at_ms is not None:
             raise NotFoundError("no such account", metadata={"resource": "account"})
         if caller.caller_class is not CallerClass.ADMIN:
             await self._check_unlocked(account)
@@ -59,9 +63,12 @@ class Keys:
         )
         blank = Key(key.key_id, key.account_id, "", "", created_at_ms=key.created_at_ms)
         event = self._trail.event(caller, "key.created", key.account_id, key.key_id, changed_fields("", blank, key))
-        await self._store.create_key(key, self._directory.digest_to_store(text), event)
-        self._directory.put_key(key)
-        return key, text
+        digest = self._directory.digest_to_store(text)
+        created = await self._store.create_key(key, digest, event, new.request_id, _content_of(new))
+        if created.key_id != key.key_id:
+            return created, ""
+        self._directory.put_key(created)
+        return created, text
 
     async def page(self, account_id: str, page: Page) -> Sequence[Key]:
         """One more than a page of an account's keys, oldest first."""
@@ -83,9 +90,11 @@ class Keys:
         return self._directory.last_used_ms(key)
 
     async def _edit(self, caller: Caller, action: str, key_id: str, change: Callable[[Key], Key]) -> Key:
+        _check_may_change_keys(caller)
+
         def edit(before: Key) -> tuple[Key, AuditEvent | None]:
             if caller.account_id not in {"", before.account_id}:
-                raise NotFoundError("no such key", metadata={"resource": "key"})
+                raise ForeignAccountError("the key is of another account")
             after = change(before)
             changes = changed_fields("", before, after)
             return after, self._trail.event(caller, action, after.account_id, key_id, changes) if changes else None
@@ -98,3 +107,18 @@ class Keys:
         lifetime_paid_nano_usd = await self._holds.lifetime_paid_nano_usd(account.account_id)
         if not may_make_keys(self._plans.plan(account.plan), lifetime_paid_nano_usd):
             raise KeysNotUnlockedError("keys need $25 of purchases or a subscription")
+
+
+def _check_may_change_keys(caller: Caller) -> None:
+    """A key that leaked must not make itself a successor, nor end the keys of its owner."""
+    if caller.key_sha256:
+        raise CallerNotAllowedError(
+            "API keys cannot change keys: use an access token, the dashboard or an administrator",
+            metadata={"caller_class": str(caller.caller_class)},
+        )
+
+
+def _content_of(new: NewKey) -> bytes:
+    """What a repeat of a request must agree with."""
+    throttle = [new.throttle.requests_per_minute, new.throttle.tokens_per_minute]
+    return hashlib.sha256(json.dumps([new.name, *throttle, new.expires_at_ms]).encode()).digest()

@@ -4,6 +4,7 @@ Owns that a key's text is shown once, that a change acts at the next decision, a
 """
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,18 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from mws.admission.v1 import key_service_pb2 as key_pb
 
 from services.runtime.calls import CallerClass
-from services.runtime.errors import InvalidCredentialError, InvalidRequestError, KeysNotUnlockedError, NotFoundError
+from services.runtime.errors import (
+    AlreadyExistsError,
+    CallerNotAllowedError,
+    ForeignAccountError,
+    InvalidCredentialError,
+    InvalidRequestError,
+    KeysNotUnlockedError,
+    NotFoundError,
+)
+from services.runtime.ids import new_id
 from tests.rpc.auth_and_limits.asking import USD, admin, audit, pages, update_key
-from tests.rpc.auth_and_limits.serving import TIMEOUT_S, Running, by_key
+from tests.rpc.auth_and_limits.serving import TIMEOUT_S, Running, by_key, serving
 
 
 async def test_a_key_shows_its_text_once_and_works_at_once(running: Running) -> None:
@@ -117,16 +127,66 @@ async def test_owners_make_keys_after_25_dollars_or_with_a_subscription(
 
 
 async def test_a_team_cannot_see_or_touch_foreign_keys(running: Running) -> None:
-    key_id, _ = await running.new_key(await running.new_account())
-    stub = (await running.team(await running.new_account())).keys
+    owner = await running.new_account()
+    key_id, _ = await running.new_key(owner)
+    stub = (await running.team(await running.new_account(plan="pro"))).keys
     request = key_pb.UpdateKeyRequest(key=key_pb.Key(key_id=key_id, name="x"), update_mask=FieldMask(paths=["name"]))
 
     for call in (
         stub.RevokeKey(key_pb.RevokeKeyRequest(key_id=key_id), timeout=TIMEOUT_S),
         stub.UpdateKey(request, timeout=TIMEOUT_S),
+        stub.ListKeys(key_pb.ListKeysRequest(account_id=owner), timeout=TIMEOUT_S),
+        stub.CreateKey(key_pb.CreateKeyRequest(account_id=owner), timeout=TIMEOUT_S),
     ):
-        with pytest.raises(NotFoundError):
+        with pytest.raises(ForeignAccountError):
             await call
+    with pytest.raises(NotFoundError):
+        await stub.RevokeKey(key_pb.RevokeKeyRequest(key_id=new_id()), timeout=TIMEOUT_S)
+
+
+async def test_a_key_cannot_make_or_end_keys_not_even_of_its_own_account(running: Running) -> None:
+    account_id = await running.new_account(plan="pro")
+    key_id, text = await running.new_key(account_id)
+    stub = (await running.as_(await running.service.teams.resolve(text))).keys
+    request = key_pb.UpdateKeyRequest(key=key_pb.Key(key_id=key_id), update_mask=FieldMask(paths=["throttle"]))
+
+    for call in (
+        stub.CreateKey(key_pb.CreateKeyRequest(), timeout=TIMEOUT_S),
+        stub.RevokeKey(key_pb.RevokeKeyRequest(key_id=key_id), timeout=TIMEOUT_S),
+        stub.UpdateKey(request, timeout=TIMEOUT_S),
+    ):
+        with pytest.raises(CallerNotAllowedError):
+            await call
+    assert len((await stub.ListKeys(key_pb.ListKeysRequest(), timeout=TIMEOUT_S)).keys) == 1
+
+
+async def test_a_repeated_request_makes_no_second_key_and_tells_no_text(running: Running) -> None:
+    account_id, request_id = await running.new_account(), new_id()
+    stub = (await admin(running)).keys
+
+    async def create(**fields: Any) -> key_pb.CreateKeyResponse:
+        request = key_pb.CreateKeyRequest(account_id=account_id, request_id=request_id, **fields)
+        answer: key_pb.CreateKeyResponse = await stub.CreateKey(request, timeout=TIMEOUT_S)
+        return answer
+
+    first, again = await create(name="ci"), await create(name="ci")
+    assert (again.key, again.api_key) == (first.key, "")
+    assert (await running.limits(by_key(first.api_key))).key_id == first.key.key_id
+    with pytest.raises(AlreadyExistsError):
+        await create(name="other")
+
+
+async def test_the_last_use_outlives_the_process(tmp_path: Path) -> None:
+    async with serving(tmp_path) as running:
+        account_id = await running.new_account()
+        _, text = await running.new_key(account_id)
+        await running.limits(by_key(text))
+        await running.service.directory.write_uses()
+
+    async with serving(tmp_path) as running:
+        request = key_pb.ListKeysRequest(account_id=account_id)
+        (key,) = (await (await admin(running)).keys.ListKeys(request, timeout=TIMEOUT_S)).keys
+        assert key.HasField("last_used_at")
 
 
 async def test_keys_are_listed_page_by_page_oldest_first(running: Running) -> None:

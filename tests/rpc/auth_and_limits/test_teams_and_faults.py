@@ -63,7 +63,8 @@ async def test_an_api_key_acts_for_its_account_under_its_own_name(tmp_path: Path
         account_id = await running.new_account()
         key_id, key = await running.new_key(account_id)
 
-        assert await running.service.teams.resolve(key) == Caller(CallerClass.TEAM, key_id, account_id)
+        digest = by_key(key).api_key_sha256
+        assert await running.service.teams.resolve(key) == Caller(CallerClass.TEAM, key_id, account_id, digest)
         stub = (await running.by(CallerClass.ADMIN)).keys
         await stub.RevokeKey(key_pb.RevokeKeyRequest(key_id=key_id), timeout=TIMEOUT_S)
         for bearer in (key, key[:-1] + ("a" if key[-1] != "a" else "b")):

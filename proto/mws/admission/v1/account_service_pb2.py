@@ -26,7 +26,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&mws/admission/v1/account_service.proto\x12\x10mws.admission.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe1\x01\n\x07\x41\x63\x63ount\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04plan\x18\x03 \x01(\t\x12\x35\n\toverrides\x18\x04 \x01(\x0b\x32\".mws.admission.v1.CeilingOverrides\x12,\n\x08\x63\x65ilings\x18\x05 \x01(\x0b\x32\x1a.mws.admission.v1.Ceilings\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tsuspended\x18\x07 \x01(\x08\"\xb6\x01\n\x10\x43\x65ilingOverrides\x12 \n\x13requests_per_minute\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x1e\n\x11tokens_per_minute\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x1d\n\x10\x63oncurrent_calls\x18\x03 \x01(\x03H\x02\x88\x01\x01\x42\x16\n\x14_requests_per_minuteB\x14\n\x12_tokens_per_minuteB\x13\n\x11_concurrent_calls\"j\n\x08\x43\x65ilings\x12\x1b\n\x13requests_per_minute\x18\x01 \x01(\x03\x12\x19\n\x11tokens_per_minute\x18\x02 \x01(\x03\x12\x18\n\x10\x63oncurrent_calls\x18\x03 \x01(\x03\x12\x0c\n\x04tier\x18\x04 \x01(\t\"}\n\x14\x43reateAccountRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04plan\x18\x03 \x01(\t\x12\x35\n\toverrides\x18\x04 \x01(\x0b\x32\".mws.admission.v1.CeilingOverrides\"C\n\x15\x43reateAccountResponse\x12*\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x19.mws.admission.v1.Account\"\'\n\x11GetAccountRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\"@\n\x12GetAccountResponse\x12*\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x19.mws.admission.v1.Account\"J\n\x13ListAccountsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"\\\n\x14ListAccountsResponse\x12+\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x19.mws.admission.v1.Account\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"s\n\x14UpdateAccountRequest\x12*\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x19.mws.admission.v1.Account\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"C\n\x15UpdateAccountResponse\x12*\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x19.mws.admission.v1.Account\"|\n\x04Team\x12\x0f\n\x07team_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12\x0e\n\x06issuer\x18\x03 \x01(\t\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"H\n\x11\x43reateTeamRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x0e\n\x06issuer\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\":\n\x12\x43reateTeamResponse\x12$\n\x04team\x18\x01 \x01(\x0b\x32\x16.mws.admission.v1.Team\"M\n\x10ListTeamsRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"S\n\x11ListTeamsResponse\x12%\n\x05teams\x18\x01 \x03(\x0b\x32\x16.mws.admission.v1.Team\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x11\x44\x65leteTeamRequest\x12\x0f\n\x07team_id\x18\x01 \x01(\t\"\x14\n\x12\x44\x65leteTeamResponse2\x94\x05\n\x0e\x41\x63\x63ountService\x12`\n\rCreateAccount\x12&.mws.admission.v1.CreateAccountRequest\x1a\'.mws.admission.v1.CreateAccountResponse\x12W\n\nGetAccount\x12#.mws.admission.v1.GetAccountRequest\x1a$.mws.admission.v1.GetAccountResponse\x12]\n\x0cListAccounts\x12%.mws.admission.v1.ListAccountsRequest\x1a&.mws.admission.v1.ListAccountsResponse\x12`\n\rUpdateAccount\x12&.mws.admission.v1.UpdateAccountRequest\x1a\'.mws.admission.v1.UpdateAccountResponse\x12W\n\nCreateTeam\x12#.mws.admission.v1.CreateTeamRequest\x1a$.mws.admission.v1.CreateTeamResponse\x12T\n\tListTeams\x12\".mws.admission.v1.ListTeamsRequest\x1a#.mws.admission.v1.ListTeamsResponse\x12W\n\nDeleteTeam\x12#.mws.admission.v1.DeleteTeamRequest\x1a$.mws.admission.v1.DeleteTeamResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&mws/admission/v1/account_service.proto\x12\x10mws.admission.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x90\x02\n\x07\x41\x63\x63ount\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04plan\x18\x03 \x01(\t\x12\x35\n\toverrides\x18\x04 \x01(\x0b\x32\".mws.admission.v1.CeilingOverrides\x12,\n\x08\x63\x65ilings\x18\x05 \x01(\x0b\x32\x1a.mws.admission.v1.Ceilings\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tsuspended\x18\x07 \x01(\x08\x12-\n\tclosed_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb6\x01\n\x10\x43\x65ilingOverrides\x12 \n\x13requests_per_minute\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x1e\n\x11tokens_per_minute\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x1d\n\x10\x63oncurrent_calls\x18\x03 \x01(\x03H\x02\x88\x01\x01\x42\x16\n\x14_requests_per_minuteB\x14\n\x12_tokens_per_minuteB\x13\n\x11_concurrent_calls\"j\n\x08\x43\x65ilings\x12\x1b\n\x13requests_per_minute\x18\x01 \x01(\x03\x12\x19\n\x11tokens_per_minute\x18\x02 \x01(\x03\x12\x18\n\x10\x63oncurrent_calls\x18\x03 \x01(\x03\x12\x0c\n\x04tier\x18\x04 \x01(\t\"}\n\x14\x43reateAccountRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04plan\x18\x03 \x01(\t\x12\x35\n\toverrides\x18\x04 \x01(\x0b\x32\".mws.admission.v1.CeilingOverrides\"C\n\x15\x43reateAccountResponse\x12*\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x19.mws.admission.v1.Account\"\'\n\x11GetAccountRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\"@\n\x12GetAccountResponse\x12*\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x19.mws.admission.v1.Account\"J\n\x13ListAccountsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"\\\n\x14ListAccountsResponse\x12+\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x19.mws.admission.v1.Account\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"s\n\x14UpdateAccountRequest\x12*\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x19.mws.admission.v1.Account\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"C\n\x15UpdateAccountResponse\x12*\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x19.mws.admission.v1.Account\")\n\x13\x43loseAccountRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\"B\n\x14\x43loseAccountResponse\x12*\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x19.mws.admission.v1.Account\"|\n\x04Team\x12\x0f\n\x07team_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12\x0e\n\x06issuer\x18\x03 \x01(\t\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"H\n\x11\x43reateTeamRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x0e\n\x06issuer\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\":\n\x12\x43reateTeamResponse\x12$\n\x04team\x18\x01 \x01(\x0b\x32\x16.mws.admission.v1.Team\"M\n\x10ListTeamsRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"S\n\x11ListTeamsResponse\x12%\n\x05teams\x18\x01 \x03(\x0b\x32\x16.mws.admission.v1.Team\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x11\x44\x65leteTeamRequest\x12\x0f\n\x07team_id\x18\x01 \x01(\t\"\x14\n\x12\x44\x65leteTeamResponse2\xf3\x05\n\x0e\x41\x63\x63ountService\x12`\n\rCreateAccount\x12&.mws.admission.v1.CreateAccountRequest\x1a\'.mws.admission.v1.CreateAccountResponse\x12W\n\nGetAccount\x12#.mws.admission.v1.GetAccountRequest\x1a$.mws.admission.v1.GetAccountResponse\x12]\n\x0cListAccounts\x12%.mws.admission.v1.ListAccountsRequest\x1a&.mws.admission.v1.ListAccountsResponse\x12`\n\rUpdateAccount\x12&.mws.admission.v1.UpdateAccountRequest\x1a\'.mws.admission.v1.UpdateAccountResponse\x12]\n\x0c\x43loseAccount\x12%.mws.admission.v1.CloseAccountRequest\x1a&.mws.admission.v1.CloseAccountResponse\x12W\n\nCreateTeam\x12#.mws.admission.v1.CreateTeamRequest\x1a$.mws.admission.v1.CreateTeamResponse\x12T\n\tListTeams\x12\".mws.admission.v1.ListTeamsRequest\x1a#.mws.admission.v1.ListTeamsResponse\x12W\n\nDeleteTeam\x12#.mws.admission.v1.DeleteTeamRequest\x1a$.mws.admission.v1.DeleteTeamResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,41 +34,45 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mws.admission.v1.account_se
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ACCOUNT']._serialized_start=128
-  _globals['_ACCOUNT']._serialized_end=353
-  _globals['_CEILINGOVERRIDES']._serialized_start=356
-  _globals['_CEILINGOVERRIDES']._serialized_end=538
-  _globals['_CEILINGS']._serialized_start=540
-  _globals['_CEILINGS']._serialized_end=646
-  _globals['_CREATEACCOUNTREQUEST']._serialized_start=648
-  _globals['_CREATEACCOUNTREQUEST']._serialized_end=773
-  _globals['_CREATEACCOUNTRESPONSE']._serialized_start=775
-  _globals['_CREATEACCOUNTRESPONSE']._serialized_end=842
-  _globals['_GETACCOUNTREQUEST']._serialized_start=844
-  _globals['_GETACCOUNTREQUEST']._serialized_end=883
-  _globals['_GETACCOUNTRESPONSE']._serialized_start=885
-  _globals['_GETACCOUNTRESPONSE']._serialized_end=949
-  _globals['_LISTACCOUNTSREQUEST']._serialized_start=951
-  _globals['_LISTACCOUNTSREQUEST']._serialized_end=1025
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=1027
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=1119
-  _globals['_UPDATEACCOUNTREQUEST']._serialized_start=1121
-  _globals['_UPDATEACCOUNTREQUEST']._serialized_end=1236
-  _globals['_UPDATEACCOUNTRESPONSE']._serialized_start=1238
-  _globals['_UPDATEACCOUNTRESPONSE']._serialized_end=1305
-  _globals['_TEAM']._serialized_start=1307
-  _globals['_TEAM']._serialized_end=1431
-  _globals['_CREATETEAMREQUEST']._serialized_start=1433
-  _globals['_CREATETEAMREQUEST']._serialized_end=1505
-  _globals['_CREATETEAMRESPONSE']._serialized_start=1507
-  _globals['_CREATETEAMRESPONSE']._serialized_end=1565
-  _globals['_LISTTEAMSREQUEST']._serialized_start=1567
-  _globals['_LISTTEAMSREQUEST']._serialized_end=1644
-  _globals['_LISTTEAMSRESPONSE']._serialized_start=1646
-  _globals['_LISTTEAMSRESPONSE']._serialized_end=1729
-  _globals['_DELETETEAMREQUEST']._serialized_start=1731
-  _globals['_DELETETEAMREQUEST']._serialized_end=1767
-  _globals['_DELETETEAMRESPONSE']._serialized_start=1769
-  _globals['_DELETETEAMRESPONSE']._serialized_end=1789
-  _globals['_ACCOUNTSERVICE']._serialized_start=1792
-  _globals['_ACCOUNTSERVICE']._serialized_end=2452
+  _globals['_ACCOUNT']._serialized_end=400
+  _globals['_CEILINGOVERRIDES']._serialized_start=403
+  _globals['_CEILINGOVERRIDES']._serialized_end=585
+  _globals['_CEILINGS']._serialized_start=587
+  _globals['_CEILINGS']._serialized_end=693
+  _globals['_CREATEACCOUNTREQUEST']._serialized_start=695
+  _globals['_CREATEACCOUNTREQUEST']._serialized_end=820
+  _globals['_CREATEACCOUNTRESPONSE']._serialized_start=822
+  _globals['_CREATEACCOUNTRESPONSE']._serialized_end=889
+  _globals['_GETACCOUNTREQUEST']._serialized_start=891
+  _globals['_GETACCOUNTREQUEST']._serialized_end=930
+  _globals['_GETACCOUNTRESPONSE']._serialized_start=932
+  _globals['_GETACCOUNTRESPONSE']._serialized_end=996
+  _globals['_LISTACCOUNTSREQUEST']._serialized_start=998
+  _globals['_LISTACCOUNTSREQUEST']._serialized_end=1072
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=1074
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=1166
+  _globals['_UPDATEACCOUNTREQUEST']._serialized_start=1168
+  _globals['_UPDATEACCOUNTREQUEST']._serialized_end=1283
+  _globals['_UPDATEACCOUNTRESPONSE']._serialized_start=1285
+  _globals['_UPDATEACCOUNTRESPONSE']._serialized_end=1352
+  _globals['_CLOSEACCOUNTREQUEST']._serialized_start=1354
+  _globals['_CLOSEACCOUNTREQUEST']._serialized_end=1395
+  _globals['_CLOSEACCOUNTRESPONSE']._serialized_start=1397
+  _globals['_CLOSEACCOUNTRESPONSE']._serialized_end=1463
+  _globals['_TEAM']._serialized_start=1465
+  _globals['_TEAM']._serialized_end=1589
+  _globals['_CREATETEAMREQUEST']._serialized_start=1591
+  _globals['_CREATETEAMREQUEST']._serialized_end=1663
+  _globals['_CREATETEAMRESPONSE']._serialized_start=1665
+  _globals['_CREATETEAMRESPONSE']._serialized_end=1723
+  _globals['_LISTTEAMSREQUEST']._serialized_start=1725
+  _globals['_LISTTEAMSREQUEST']._serialized_end=1802
+  _globals['_LISTTEAMSRESPONSE']._serialized_start=1804
+  _globals['_LISTTEAMSRESPONSE']._serialized_end=1887
+  _globals['_DELETETEAMREQUEST']._serialized_start=1889
+  _globals['_DELETETEAMREQUEST']._serialized_end=1925
+  _globals['_DELETETEAMRESPONSE']._serialized_start=1927
+  _globals['_DELETETEAMRESPONSE']._serialized_end=1947
+  _globals['_ACCOUNTSERVICE']._serialized_start=1950
+  _globals['_ACCOUNTSERVICE']._serialized_end=2705
 # @@protoc_insertion_point(module_scope)

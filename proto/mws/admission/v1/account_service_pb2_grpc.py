@@ -58,6 +58,11 @@ class AccountServiceStub:
                 request_serializer=mws_dot_admission_dot_v1_dot_account__service__pb2.UpdateAccountRequest.SerializeToString,
                 response_deserializer=mws_dot_admission_dot_v1_dot_account__service__pb2.UpdateAccountResponse.FromString,
                 _registered_method=True)
+        self.CloseAccount = channel.unary_unary(
+                '/mws.admission.v1.AccountService/CloseAccount',
+                request_serializer=mws_dot_admission_dot_v1_dot_account__service__pb2.CloseAccountRequest.SerializeToString,
+                response_deserializer=mws_dot_admission_dot_v1_dot_account__service__pb2.CloseAccountResponse.FromString,
+                _registered_method=True)
         self.CreateTeam = channel.unary_unary(
                 '/mws.admission.v1.AccountService/CreateTeam',
                 request_serializer=mws_dot_admission_dot_v1_dot_account__service__pb2.CreateTeamRequest.SerializeToString,
@@ -125,12 +130,23 @@ class AccountServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CloseAccount(self, request, context):
+        """Ends an account for ever: its keys and teams stop at the next decision, nothing can be made for it any more. What it still
+        owns and owes stays in the ledger. A repeat leaves the first instant.
+
+        Errors:
+        - NOT_FOUND / NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateTeam(self, request, context):
         """Lets an OIDC subject act for an account over gRPC. A repeat returns the team that exists.
 
         Errors:
         - INVALID_ARGUMENT / REQUEST_INVALID: a field is missing.
-        - NOT_FOUND / NOT_FOUND: no such account.
+        - NOT_FOUND / NOT_FOUND: no such account, or it is closed.
         - ALREADY_EXISTS / ALREADY_EXISTS: the subject acts for another account.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -180,6 +196,11 @@ def add_AccountServiceServicer_to_server(servicer, server):
                     servicer.UpdateAccount,
                     request_deserializer=mws_dot_admission_dot_v1_dot_account__service__pb2.UpdateAccountRequest.FromString,
                     response_serializer=mws_dot_admission_dot_v1_dot_account__service__pb2.UpdateAccountResponse.SerializeToString,
+            ),
+            'CloseAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseAccount,
+                    request_deserializer=mws_dot_admission_dot_v1_dot_account__service__pb2.CloseAccountRequest.FromString,
+                    response_serializer=mws_dot_admission_dot_v1_dot_account__service__pb2.CloseAccountResponse.SerializeToString,
             ),
             'CreateTeam': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateTeam,
@@ -309,6 +330,33 @@ class AccountService:
             '/mws.admission.v1.AccountService/UpdateAccount',
             mws_dot_admission_dot_v1_dot_account__service__pb2.UpdateAccountRequest.SerializeToString,
             mws_dot_admission_dot_v1_dot_account__service__pb2.UpdateAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mws.admission.v1.AccountService/CloseAccount',
+            mws_dot_admission_dot_v1_dot_account__service__pb2.CloseAccountRequest.SerializeToString,
+            mws_dot_admission_dot_v1_dot_account__service__pb2.CloseAccountResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -64,12 +64,19 @@ class AccountServiceStub:
     - INVALID_ARGUMENT / REQUEST_INVALID: empty mask, a path that cannot be changed, a bad value.
     - NOT_FOUND / NOT_FOUND.
     """
+    CloseAccount: _grpc.UnaryUnaryMultiCallable[_account_service_pb2.CloseAccountRequest, _account_service_pb2.CloseAccountResponse]
+    """Ends an account for ever: its keys and teams stop at the next decision, nothing can be made for it any more. What it still
+    owns and owes stays in the ledger. A repeat leaves the first instant.
+
+    Errors:
+    - NOT_FOUND / NOT_FOUND.
+    """
     CreateTeam: _grpc.UnaryUnaryMultiCallable[_account_service_pb2.CreateTeamRequest, _account_service_pb2.CreateTeamResponse]
     """Lets an OIDC subject act for an account over gRPC. A repeat returns the team that exists.
 
     Errors:
     - INVALID_ARGUMENT / REQUEST_INVALID: a field is missing.
-    - NOT_FOUND / NOT_FOUND: no such account.
+    - NOT_FOUND / NOT_FOUND: no such account, or it is closed.
     - ALREADY_EXISTS / ALREADY_EXISTS: the subject acts for another account.
     """
     ListTeams: _grpc.UnaryUnaryMultiCallable[_account_service_pb2.ListTeamsRequest, _account_service_pb2.ListTeamsResponse]
@@ -122,12 +129,19 @@ class AccountServiceAsyncStub(AccountServiceStub):
     - INVALID_ARGUMENT / REQUEST_INVALID: empty mask, a path that cannot be changed, a bad value.
     - NOT_FOUND / NOT_FOUND.
     """
+    CloseAccount: _aio.UnaryUnaryMultiCallable[_account_service_pb2.CloseAccountRequest, _account_service_pb2.CloseAccountResponse]  # type: ignore[assignment]
+    """Ends an account for ever: its keys and teams stop at the next decision, nothing can be made for it any more. What it still
+    owns and owes stays in the ledger. A repeat leaves the first instant.
+
+    Errors:
+    - NOT_FOUND / NOT_FOUND.
+    """
     CreateTeam: _aio.UnaryUnaryMultiCallable[_account_service_pb2.CreateTeamRequest, _account_service_pb2.CreateTeamResponse]  # type: ignore[assignment]
     """Lets an OIDC subject act for an account over gRPC. A repeat returns the team that exists.
 
     Errors:
     - INVALID_ARGUMENT / REQUEST_INVALID: a field is missing.
-    - NOT_FOUND / NOT_FOUND: no such account.
+    - NOT_FOUND / NOT_FOUND: no such account, or it is closed.
     - ALREADY_EXISTS / ALREADY_EXISTS: the subject acts for another account.
     """
     ListTeams: _aio.UnaryUnaryMultiCallable[_account_service_pb2.ListTeamsRequest, _account_service_pb2.ListTeamsResponse]  # type: ignore[assignment]
@@ -203,6 +217,19 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def CloseAccount(
+        self,
+        request: _account_service_pb2.CloseAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_account_service_pb2.CloseAccountResponse, _abc.Awaitable[_account_service_pb2.CloseAccountResponse]]:
+        """Ends an account for ever: its keys and teams stop at the next decision, nothing can be made for it any more. What it still
+        owns and owes stays in the ledger. A repeat leaves the first instant.
+
+        Errors:
+        - NOT_FOUND / NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
     def CreateTeam(
         self,
         request: _account_service_pb2.CreateTeamRequest,
@@ -212,7 +239,7 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT / REQUEST_INVALID: a field is missing.
-        - NOT_FOUND / NOT_FOUND: no such account.
+        - NOT_FOUND / NOT_FOUND: no such account, or it is closed.
         - ALREADY_EXISTS / ALREADY_EXISTS: the subject acts for another account.
         """
 

@@ -115,7 +115,7 @@ class AuditEvent(_message.Message):
     actor: _builtins.str
     """Who: the caller's class and name, for example `admin` or `team:<team id>`."""
     action: _builtins.str
-    """What, `noun.verb`: `account.created`, `account.updated`, `key.created`, `key.updated`, `key.revoked`, `team.created`, `team.deleted`."""
+    """What, `noun.verb`: `account.created`, `account.updated`, `account.closed`, `key.created`, `key.updated`, `key.revoked`, `team.created`, `team.deleted`."""
     account_id: _builtins.str
     """The account."""
     resource_id: _builtins.str

@@ -26,7 +26,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"mws/admission/v1/key_service.proto\x12\x10mws.admission.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\x02\n\x03Key\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06prefix\x18\x04 \x01(\t\x12/\n\x08throttle\x18\x05 \x01(\x0b\x32\x1d.mws.admission.v1.KeyThrottle\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrevoked_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0clast_used_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"}\n\x0bKeyThrottle\x12 \n\x13requests_per_minute\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x1e\n\x11tokens_per_minute\x18\x02 \x01(\x03H\x01\x88\x01\x01\x42\x16\n\x14_requests_per_minuteB\x14\n\x12_tokens_per_minute\"\x95\x01\n\x10\x43reateKeyRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\x08throttle\x18\x03 \x01(\x0b\x32\x1d.mws.admission.v1.KeyThrottle\x12.\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"H\n\x11\x43reateKeyResponse\x12\"\n\x03key\x18\x01 \x01(\x0b\x32\x15.mws.admission.v1.Key\x12\x0f\n\x07\x61pi_key\x18\x02 \x01(\t\"L\n\x0fListKeysRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"P\n\x10ListKeysResponse\x12#\n\x04keys\x18\x01 \x03(\x0b\x32\x15.mws.admission.v1.Key\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"g\n\x10UpdateKeyRequest\x12\"\n\x03key\x18\x01 \x01(\x0b\x32\x15.mws.admission.v1.Key\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"7\n\x11UpdateKeyResponse\x12\"\n\x03key\x18\x01 \x01(\x0b\x32\x15.mws.admission.v1.Key\"\"\n\x10RevokeKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"7\n\x11RevokeKeyResponse\x12\"\n\x03key\x18\x01 \x01(\x0b\x32\x15.mws.admission.v1.Key2\xe1\x02\n\nKeyService\x12T\n\tCreateKey\x12\".mws.admission.v1.CreateKeyRequest\x1a#.mws.admission.v1.CreateKeyResponse\x12Q\n\x08ListKeys\x12!.mws.admission.v1.ListKeysRequest\x1a\".mws.admission.v1.ListKeysResponse\x12T\n\tUpdateKey\x12\".mws.admission.v1.UpdateKeyRequest\x1a#.mws.admission.v1.UpdateKeyResponse\x12T\n\tRevokeKey\x12\".mws.admission.v1.RevokeKeyRequest\x1a#.mws.admission.v1.RevokeKeyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"mws/admission/v1/key_service.proto\x12\x10mws.admission.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\x02\n\x03Key\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06prefix\x18\x04 \x01(\t\x12/\n\x08throttle\x18\x05 \x01(\x0b\x32\x1d.mws.admission.v1.KeyThrottle\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrevoked_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0clast_used_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"}\n\x0bKeyThrottle\x12 \n\x13requests_per_minute\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x1e\n\x11tokens_per_minute\x18\x02 \x01(\x03H\x01\x88\x01\x01\x42\x16\n\x14_requests_per_minuteB\x14\n\x12_tokens_per_minute\"\xa9\x01\n\x10\x43reateKeyRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\x08throttle\x18\x03 \x01(\x0b\x32\x1d.mws.admission.v1.KeyThrottle\x12.\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"H\n\x11\x43reateKeyResponse\x12\"\n\x03key\x18\x01 \x01(\x0b\x32\x15.mws.admission.v1.Key\x12\x0f\n\x07\x61pi_key\x18\x02 \x01(\t\"L\n\x0fListKeysRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"P\n\x10ListKeysResponse\x12#\n\x04keys\x18\x01 \x03(\x0b\x32\x15.mws.admission.v1.Key\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"g\n\x10UpdateKeyRequest\x12\"\n\x03key\x18\x01 \x01(\x0b\x32\x15.mws.admission.v1.Key\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"7\n\x11UpdateKeyResponse\x12\"\n\x03key\x18\x01 \x01(\x0b\x32\x15.mws.admission.v1.Key\"\"\n\x10RevokeKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"7\n\x11RevokeKeyResponse\x12\"\n\x03key\x18\x01 \x01(\x0b\x32\x15.mws.admission.v1.Key2\xe1\x02\n\nKeyService\x12T\n\tCreateKey\x12\".mws.admission.v1.CreateKeyRequest\x1a#.mws.admission.v1.CreateKeyResponse\x12Q\n\x08ListKeys\x12!.mws.admission.v1.ListKeysRequest\x1a\".mws.admission.v1.ListKeysResponse\x12T\n\tUpdateKey\x12\".mws.admission.v1.UpdateKeyRequest\x1a#.mws.admission.v1.UpdateKeyResponse\x12T\n\tRevokeKey\x12\".mws.admission.v1.RevokeKeyRequest\x1a#.mws.admission.v1.RevokeKeyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,21 +38,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEYTHROTTLE']._serialized_start=440
   _globals['_KEYTHROTTLE']._serialized_end=565
   _globals['_CREATEKEYREQUEST']._serialized_start=568
-  _globals['_CREATEKEYREQUEST']._serialized_end=717
-  _globals['_CREATEKEYRESPONSE']._serialized_start=719
-  _globals['_CREATEKEYRESPONSE']._serialized_end=791
-  _globals['_LISTKEYSREQUEST']._serialized_start=793
-  _globals['_LISTKEYSREQUEST']._serialized_end=869
-  _globals['_LISTKEYSRESPONSE']._serialized_start=871
-  _globals['_LISTKEYSRESPONSE']._serialized_end=951
-  _globals['_UPDATEKEYREQUEST']._serialized_start=953
-  _globals['_UPDATEKEYREQUEST']._serialized_end=1056
-  _globals['_UPDATEKEYRESPONSE']._serialized_start=1058
-  _globals['_UPDATEKEYRESPONSE']._serialized_end=1113
-  _globals['_REVOKEKEYREQUEST']._serialized_start=1115
-  _globals['_REVOKEKEYREQUEST']._serialized_end=1149
-  _globals['_REVOKEKEYRESPONSE']._serialized_start=1151
-  _globals['_REVOKEKEYRESPONSE']._serialized_end=1206
-  _globals['_KEYSERVICE']._serialized_start=1209
-  _globals['_KEYSERVICE']._serialized_end=1562
+  _globals['_CREATEKEYREQUEST']._serialized_end=737
+  _globals['_CREATEKEYRESPONSE']._serialized_start=739
+  _globals['_CREATEKEYRESPONSE']._serialized_end=811
+  _globals['_LISTKEYSREQUEST']._serialized_start=813
+  _globals['_LISTKEYSREQUEST']._serialized_end=889
+  _globals['_LISTKEYSRESPONSE']._serialized_start=891
+  _globals['_LISTKEYSRESPONSE']._serialized_end=971
+  _globals['_UPDATEKEYREQUEST']._serialized_start=973
+  _globals['_UPDATEKEYREQUEST']._serialized_end=1076
+  _globals['_UPDATEKEYRESPONSE']._serialized_start=1078
+  _globals['_UPDATEKEYRESPONSE']._serialized_end=1133
+  _globals['_REVOKEKEYREQUEST']._serialized_start=1135
+  _globals['_REVOKEKEYREQUEST']._serialized_end=1169
+  _globals['_REVOKEKEYRESPONSE']._serialized_start=1171
+  _globals['_REVOKEKEYRESPONSE']._serialized_end=1226
+  _globals['_KEYSERVICE']._serialized_start=1229
+  _globals['_KEYSERVICE']._serialized_end=1582
 # @@protoc_insertion_point(module_scope)

@@ -61,7 +61,7 @@ class Key(_message.Message):
 
     @_builtins.property
     def last_used_at(self) -> _timestamp_pb2.Timestamp:
-        """When it was last used, to the minute. Absent: never, or not since the last restart."""
+        """When it was last used, to the minute; by other replicas, up to half a minute ago. Absent: never."""
 
     def __init__(
         self,
@@ -127,10 +127,13 @@ class CreateKeyRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     THROTTLE_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Required; a team may leave it out."""
     name: _builtins.str
     """At most 128 characters. Empty: none."""
+    request_id: _builtins.str
+    """UUIDv7 text that makes the request repeatable, for as long as the key exists. Empty: it is not."""
     @_builtins.property
     def throttle(self) -> Global___KeyThrottle:
         """Absent: none."""
@@ -146,10 +149,11 @@ class CreateKeyRequest(_message.Message):
         name: _builtins.str = ...,
         throttle: Global___KeyThrottle | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "throttle", b"throttle"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "expires_at", b"expires_at", "name", b"name", "throttle", b"throttle"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "expires_at", b"expires_at", "name", b"name", "request_id", b"request_id", "throttle", b"throttle"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -164,7 +168,7 @@ class CreateKeyResponse(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     API_KEY_FIELD_NUMBER: _builtins.int
     api_key: _builtins.str
-    """Its text, shown this once: `mws_live_…`."""
+    """Its text, shown this once: `mws_live_…`. Empty in the answer to a repeat."""
     @_builtins.property
     def key(self) -> Global___Key:
         """The key."""

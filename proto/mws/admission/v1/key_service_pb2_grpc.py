@@ -28,8 +28,9 @@ if _version_not_supported:
 class KeyServiceStub:
     """API keys of accounts. The text of a key exists once, in the answer that made it; we keep a keyed digest.
 
-    Callers: admin and edge (for owners); team for its own account. Every change is in the audit log and effective at the next
-    decision everywhere. When the service cannot be reached, tell the person to try again.
+    Callers: admin and edge (for owners); team for its own account. A team that shows an API key may list keys and change none: a key
+    that leaked must not make itself a successor. Every change is in the audit log and effective everywhere at the next decision after
+    the answer. When the service cannot be reached, tell the person to try again.
     """
 
     def __init__(self, channel):
@@ -63,18 +64,22 @@ class KeyServiceStub:
 class KeyServiceServicer:
     """API keys of accounts. The text of a key exists once, in the answer that made it; we keep a keyed digest.
 
-    Callers: admin and edge (for owners); team for its own account. Every change is in the audit log and effective at the next
-    decision everywhere. When the service cannot be reached, tell the person to try again.
+    Callers: admin and edge (for owners); team for its own account. A team that shows an API key may list keys and change none: a key
+    that leaked must not make itself a successor. Every change is in the audit log and effective everywhere at the next decision after
+    the answer. When the service cannot be reached, tell the person to try again.
     """
 
     def CreateKey(self, request, context):
-        """Makes a key. Not repeatable: a lost answer is a lost key, so list, revoke and make another.
+        """Makes a key. With a `request_id`, a repeat returns the same key without its text, which exists in the first answer alone: if that
+        one was lost, revoke the key and make another. Without one every call makes a key.
 
         Errors:
         - INVALID_ARGUMENT / REQUEST_INVALID: a bad name, throttle or expiry.
-        - NOT_FOUND / NOT_FOUND: no such account.
+        - NOT_FOUND / NOT_FOUND: no such account, or it is closed.
+        - ALREADY_EXISTS / ALREADY_EXISTS: the request id was used with another content.
         - FAILED_PRECONDITION / KEYS_NOT_UNLOCKED: the owner has neither bought $25 of credits nor a subscription (callers but admin).
         - PERMISSION_DENIED / ACCOUNT_FOREIGN.
+        - PERMISSION_DENIED / CALLER_NOT_ALLOWED: a team showed an API key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,7 +101,9 @@ class KeyServiceServicer:
 
         Errors:
         - INVALID_ARGUMENT / REQUEST_INVALID: empty mask, a path that cannot be changed, a bad value.
-        - NOT_FOUND / NOT_FOUND: no such key, or of another account.
+        - NOT_FOUND / NOT_FOUND: no such key.
+        - PERMISSION_DENIED / ACCOUNT_FOREIGN: a team named a key of another account.
+        - PERMISSION_DENIED / CALLER_NOT_ALLOWED: a team showed an API key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,7 +113,9 @@ class KeyServiceServicer:
         """Ends a key for ever. A repeat changes nothing.
 
         Errors:
-        - NOT_FOUND / NOT_FOUND: no such key, or of another account.
+        - NOT_FOUND / NOT_FOUND: no such key.
+        - PERMISSION_DENIED / ACCOUNT_FOREIGN: a team named a key of another account.
+        - PERMISSION_DENIED / CALLER_NOT_ALLOWED: a team showed an API key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,8 +155,9 @@ def add_KeyServiceServicer_to_server(servicer, server):
 class KeyService:
     """API keys of accounts. The text of a key exists once, in the answer that made it; we keep a keyed digest.
 
-    Callers: admin and edge (for owners); team for its own account. Every change is in the audit log and effective at the next
-    decision everywhere. When the service cannot be reached, tell the person to try again.
+    Callers: admin and edge (for owners); team for its own account. A team that shows an API key may list keys and change none: a key
+    that leaked must not make itself a successor. Every change is in the audit log and effective everywhere at the next decision after
+    the answer. When the service cannot be reached, tell the person to try again.
     """
 
     @staticmethod

@@ -29,8 +29,9 @@ GRPC_VERSION: str
 class KeyServiceStub:
     """API keys of accounts. The text of a key exists once, in the answer that made it; we keep a keyed digest.
 
-    Callers: admin and edge (for owners); team for its own account. Every change is in the audit log and effective at the next
-    decision everywhere. When the service cannot be reached, tell the person to try again.
+    Callers: admin and edge (for owners); team for its own account. A team that shows an API key may list keys and change none: a key
+    that leaked must not make itself a successor. Every change is in the audit log and effective everywhere at the next decision after
+    the answer. When the service cannot be reached, tell the person to try again.
     """
 
     @_typing.overload
@@ -38,13 +39,16 @@ class KeyServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> KeyServiceAsyncStub: ...
     CreateKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.CreateKeyRequest, _key_service_pb2.CreateKeyResponse]
-    """Makes a key. Not repeatable: a lost answer is a lost key, so list, revoke and make another.
+    """Makes a key. With a `request_id`, a repeat returns the same key without its text, which exists in the first answer alone: if that
+    one was lost, revoke the key and make another. Without one every call makes a key.
 
     Errors:
     - INVALID_ARGUMENT / REQUEST_INVALID: a bad name, throttle or expiry.
-    - NOT_FOUND / NOT_FOUND: no such account.
+    - NOT_FOUND / NOT_FOUND: no such account, or it is closed.
+    - ALREADY_EXISTS / ALREADY_EXISTS: the request id was used with another content.
     - FAILED_PRECONDITION / KEYS_NOT_UNLOCKED: the owner has neither bought $25 of credits nor a subscription (callers but admin).
     - PERMISSION_DENIED / ACCOUNT_FOREIGN.
+    - PERMISSION_DENIED / CALLER_NOT_ALLOWED: a team showed an API key.
     """
     ListKeys: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.ListKeysRequest, _key_service_pb2.ListKeysResponse]
     """Lists an account's keys, oldest first, revoked ones included. May be resent.
@@ -58,32 +62,40 @@ class KeyServiceStub:
 
     Errors:
     - INVALID_ARGUMENT / REQUEST_INVALID: empty mask, a path that cannot be changed, a bad value.
-    - NOT_FOUND / NOT_FOUND: no such key, or of another account.
+    - NOT_FOUND / NOT_FOUND: no such key.
+    - PERMISSION_DENIED / ACCOUNT_FOREIGN: a team named a key of another account.
+    - PERMISSION_DENIED / CALLER_NOT_ALLOWED: a team showed an API key.
     """
     RevokeKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.RevokeKeyRequest, _key_service_pb2.RevokeKeyResponse]
     """Ends a key for ever. A repeat changes nothing.
 
     Errors:
-    - NOT_FOUND / NOT_FOUND: no such key, or of another account.
+    - NOT_FOUND / NOT_FOUND: no such key.
+    - PERMISSION_DENIED / ACCOUNT_FOREIGN: a team named a key of another account.
+    - PERMISSION_DENIED / CALLER_NOT_ALLOWED: a team showed an API key.
     """
 
 @_typing.type_check_only
 class KeyServiceAsyncStub(KeyServiceStub):
     """API keys of accounts. The text of a key exists once, in the answer that made it; we keep a keyed digest.
 
-    Callers: admin and edge (for owners); team for its own account. Every change is in the audit log and effective at the next
-    decision everywhere. When the service cannot be reached, tell the person to try again.
+    Callers: admin and edge (for owners); team for its own account. A team that shows an API key may list keys and change none: a key
+    that leaked must not make itself a successor. Every change is in the audit log and effective everywhere at the next decision after
+    the answer. When the service cannot be reached, tell the person to try again.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.CreateKeyRequest, _key_service_pb2.CreateKeyResponse]  # type: ignore[assignment]
-    """Makes a key. Not repeatable: a lost answer is a lost key, so list, revoke and make another.
+    """Makes a key. With a `request_id`, a repeat returns the same key without its text, which exists in the first answer alone: if that
+    one was lost, revoke the key and make another. Without one every call makes a key.
 
     Errors:
     - INVALID_ARGUMENT / REQUEST_INVALID: a bad name, throttle or expiry.
-    - NOT_FOUND / NOT_FOUND: no such account.
+    - NOT_FOUND / NOT_FOUND: no such account, or it is closed.
+    - ALREADY_EXISTS / ALREADY_EXISTS: the request id was used with another content.
     - FAILED_PRECONDITION / KEYS_NOT_UNLOCKED: the owner has neither bought $25 of credits nor a subscription (callers but admin).
     - PERMISSION_DENIED / ACCOUNT_FOREIGN.
+    - PERMISSION_DENIED / CALLER_NOT_ALLOWED: a team showed an API key.
     """
     ListKeys: _aio.UnaryUnaryMultiCallable[_key_service_pb2.ListKeysRequest, _key_service_pb2.ListKeysResponse]  # type: ignore[assignment]
     """Lists an account's keys, oldest first, revoked ones included. May be resent.
@@ -97,20 +109,25 @@ class KeyServiceAsyncStub(KeyServiceStub):
 
     Errors:
     - INVALID_ARGUMENT / REQUEST_INVALID: empty mask, a path that cannot be changed, a bad value.
-    - NOT_FOUND / NOT_FOUND: no such key, or of another account.
+    - NOT_FOUND / NOT_FOUND: no such key.
+    - PERMISSION_DENIED / ACCOUNT_FOREIGN: a team named a key of another account.
+    - PERMISSION_DENIED / CALLER_NOT_ALLOWED: a team showed an API key.
     """
     RevokeKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.RevokeKeyRequest, _key_service_pb2.RevokeKeyResponse]  # type: ignore[assignment]
     """Ends a key for ever. A repeat changes nothing.
 
     Errors:
-    - NOT_FOUND / NOT_FOUND: no such key, or of another account.
+    - NOT_FOUND / NOT_FOUND: no such key.
+    - PERMISSION_DENIED / ACCOUNT_FOREIGN: a team named a key of another account.
+    - PERMISSION_DENIED / CALLER_NOT_ALLOWED: a team showed an API key.
     """
 
 class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
     """API keys of accounts. The text of a key exists once, in the answer that made it; we keep a keyed digest.
 
-    Callers: admin and edge (for owners); team for its own account. Every change is in the audit log and effective at the next
-    decision everywhere. When the service cannot be reached, tell the person to try again.
+    Callers: admin and edge (for owners); team for its own account. A team that shows an API key may list keys and change none: a key
+    that leaked must not make itself a successor. Every change is in the audit log and effective everywhere at the next decision after
+    the answer. When the service cannot be reached, tell the person to try again.
     """
 
     @_abc_1.abstractmethod
@@ -119,13 +136,16 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _key_service_pb2.CreateKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_key_service_pb2.CreateKeyResponse, _abc.Awaitable[_key_service_pb2.CreateKeyResponse]]:
-        """Makes a key. Not repeatable: a lost answer is a lost key, so list, revoke and make another.
+        """Makes a key. With a `request_id`, a repeat returns the same key without its text, which exists in the first answer alone: if that
+        one was lost, revoke the key and make another. Without one every call makes a key.
 
         Errors:
         - INVALID_ARGUMENT / REQUEST_INVALID: a bad name, throttle or expiry.
-        - NOT_FOUND / NOT_FOUND: no such account.
+        - NOT_FOUND / NOT_FOUND: no such account, or it is closed.
+        - ALREADY_EXISTS / ALREADY_EXISTS: the request id was used with another content.
         - FAILED_PRECONDITION / KEYS_NOT_UNLOCKED: the owner has neither bought $25 of credits nor a subscription (callers but admin).
         - PERMISSION_DENIED / ACCOUNT_FOREIGN.
+        - PERMISSION_DENIED / CALLER_NOT_ALLOWED: a team showed an API key.
         """
 
     @_abc_1.abstractmethod
@@ -151,7 +171,9 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT / REQUEST_INVALID: empty mask, a path that cannot be changed, a bad value.
-        - NOT_FOUND / NOT_FOUND: no such key, or of another account.
+        - NOT_FOUND / NOT_FOUND: no such key.
+        - PERMISSION_DENIED / ACCOUNT_FOREIGN: a team named a key of another account.
+        - PERMISSION_DENIED / CALLER_NOT_ALLOWED: a team showed an API key.
         """
 
     @_abc_1.abstractmethod
@@ -163,7 +185,9 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         """Ends a key for ever. A repeat changes nothing.
 
         Errors:
-        - NOT_FOUND / NOT_FOUND: no such key, or of another account.
+        - NOT_FOUND / NOT_FOUND: no such key.
+        - PERMISSION_DENIED / ACCOUNT_FOREIGN: a team named a key of another account.
+        - PERMISSION_DENIED / CALLER_NOT_ALLOWED: a team showed an API key.
         """
 
 def add_KeyServiceServicer_to_server(servicer: KeyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
