@@ -77,15 +77,23 @@ class AnthropicAnswer:
     """One per answer. `keeps_opaque`: the caller speaks this dialect, so blocks without a neutral form reach it.
 
     `cites`: texts may have citations, which follow the text that they belong to; so such texts wait for their end.
+    `answer_tool`: the input of this tool is the answer itself, and no call.
     """
 
     def __init__(
-        self, runs: RunWriter, tool_id: Callable[[str], str], *, keeps_opaque: bool, cites: bool = False
+        self,
+        runs: RunWriter,
+        tool_id: Callable[[str], str],
+        *,
+        keeps_opaque: bool,
+        cites: bool = False,
+        answer_tool: str = "",
     ) -> None:
         self._runs = runs
         self._tool_id = tool_id
         self._keeps_opaque = keeps_opaque
         self._cites = cites
+        self._answer_tool = answer_tool
         self._blocks: dict[int, _Block] = {}
         self._stop_reason = ""
         self._stop_sequence = ""
@@ -179,6 +187,8 @@ class AnthropicAnswer:
         kind = start.get("type") or _TEXT
         cited = kind == _TEXT and self._keeps_opaque and (self._cites or isinstance(start.get("citations"), list))
         block = self._blocks[index] = _Block(kind if kind in {_TEXT, _THINKING, _TOOL} and not cited else _WHOLE, start)
+        if block.kind == _TOOL and self._answer_tool and start.get("name") == self._answer_tool:
+            return
         if block.kind == _TOOL:
             block.call = self._runs.tool_call(self._tool_id(str(start.get("id") or "")), str(start.get("name") or ""))
         elif block.kind == _THINKING:
@@ -210,15 +220,23 @@ class AnthropicAnswer:
         block = self._blocks.pop(index, None)
         if block is None:
             return
-        if block.call is not None:
-            if not "".join(block.fragments).strip() and block.start.get("input"):
-                self._runs.arguments(block.call, _encode(block.start["input"]).decode())
-            self._runs.end_call(block.call)
+        if block.kind == _TOOL:
+            self._end_tool(block)
         elif block.kind == _THINKING:
             if block.signature:
                 self._runs.signature(block.signature)
         elif block.kind == _WHOLE:
             self._pass_on(block)
+
+    def _end_tool(self, block: _Block) -> None:
+        fragments = "".join(block.fragments).strip()
+        stated = None if fragments else block.start.get("input")
+        if block.call is None:  # the tool whose input is the answer
+            self._runs.text(_compact(fragments) if fragments else _encode(stated or {}).decode())
+            return
+        if stated:
+            self._runs.arguments(block.call, _encode(stated).decode())
+        self._runs.end_call(block.call)
 
     def _pass_on(self, block: _Block) -> None:
         kind = str(block.start.get("type"))
@@ -295,6 +313,14 @@ def _object(payload: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise errors.malformed()
     return body
+
+
+def _compact(text: str) -> str:
+    """As a whole answer's input is written; what was cut short stays as it is."""
+    try:
+        return msgspec.json.format(text, indent=-1)
+    except msgspec.DecodeError:
+        return text
 
 
 def _is_object(text: str) -> bool:

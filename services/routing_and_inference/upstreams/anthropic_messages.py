@@ -15,7 +15,7 @@ from services.routing_and_inference.upstreams.anthropic_request import write_req
 from services.routing_and_inference.upstreams.exchange import Prepared, relay
 from services.routing_and_inference.upstreams.http import Headers, HttpClient
 from services.routing_and_inference.upstreams.openai_answer import mint_tool_call_id
-from services.routing_and_inference.upstreams.runs import RunWriter
+from services.routing_and_inference.upstreams.runs import RunWriter, makes_one_call
 from services.routing_and_inference.upstreams.urls import versioned_url
 
 _VERSION = "2023-06-01"
@@ -33,13 +33,14 @@ class AnthropicMessages:
 
 def _prepare(request: UpstreamRequest) -> Prepared:
     written = write_request(request)
-    runs = RunWriter(mint_tool_call_id)
+    runs = RunWriter(mint_tool_call_id, written.tool_names, is_single=makes_one_call(request.generation))
     native = request.dialect == pb.DIALECT_ANTHROPIC
     answer = AnthropicAnswer(
         runs,
-        tool_ids.decode if written.encodes_ids else str,
+        tool_ids.ways(request.target.options.get("tool_ids"), "encoded")[1],
         keeps_opaque=native,
         cites=native and _wants_citations(request.generation),
+        answer_tool=written.answer_tool,
     )
     return Prepared(
         url=versioned_url(request.target.base_url, "v1/messages"),

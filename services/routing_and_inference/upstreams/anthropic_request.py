@@ -12,8 +12,9 @@ import msgspec
 from mws.inference.v1 import generation_pb2 as pb
 
 from services.routing_and_inference.ports import UpstreamRequest
-from services.routing_and_inference.upstreams import errors, tool_ids
-from services.routing_and_inference.upstreams.anthropic_turns import TurnWriter
+from services.routing_and_inference.upstreams import errors, tool_ids, tool_names
+from services.routing_and_inference.upstreams.anthropic_turns import LONGEST_NAME, TurnWriter
+from services.routing_and_inference.upstreams.prefill import GO_ON, is_prefilled
 
 _FALLBACK_MAX_TOKENS = 4096
 _LEAST_BUDGET = 1024  # thinking tokens that the dialect accepts
@@ -21,6 +22,10 @@ _BUDGETS = {"minimal": 1024, "low": 1024, "medium": 4096, "high": 16_384, "xhigh
 # Kinds of tools that the caller runs itself, so that nobody is paid for them. Any other kind runs at the provider, at a
 # price of its own: it reaches an upstream whose option `server_tools` has it, and is left out for all others.
 _RUN_BY_CALLER = ("custom", "bash_", "text_editor_", "memory_", "computer_", "browser_", "tool_search_tool_")
+_EFFORTS = {"minimal": "low"}  # names that this dialect does not have
+_WITHOUT_SAMPLING = "2026-10-21"  # from this version on, settings of sampling are refused
+_ANSWER_TOOL = "give_answer"
+_ANSWER_TOOL_USE = "Gives the answer. Its input is the answer itself."
 _JSON_ONLY = "Answer with one JSON object and nothing else: no explanation, no code fence."
 
 _encode = msgspec.json.Encoder().encode
@@ -29,21 +34,22 @@ _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 @dataclass(frozen=True, slots=True)
 class MessagesRequestBody:
-    """The body, and whether tool call ids in the answer may be ours in another form."""
+    """The body, and what its answer has to be read with.
+
+    `tool_names`: as the upstream knows them -> as the caller does. `answer_tool`: its input is the answer itself.
+    """
 
     body: bytes
-    encodes_ids: bool
+    tool_names: Mapping[str, str]
+    answer_tool: str = ""
 
 
 def write_request(request: UpstreamRequest) -> MessagesRequestBody:
     """The body of POST /v1/messages. Raises UpstreamFailure (REJECTED) for what cannot be said in this dialect."""
     generation, options = request.generation, request.target.options
     same_dialect = request.dialect == pb.DIALECT_ANTHROPIC
-    encodes_ids = options.get("tool_ids", "encoded") != "verbatim"
-    turns = TurnWriter(same_dialect=same_dialect, tool_id=tool_ids.encode if encodes_ids else str)
-    for message in generation.messages:
-        turns.add(message)
-    turns.finish()
+    turns = _turns(request, same_dialect=same_dialect)
+    names = tool_names.of_tools(generation.tools, LONGEST_NAME) if generation.tools else tool_names.SAME
     body: dict[str, Any] = {
         "model": request.target.model,
         "max_tokens": _max_tokens(request),
@@ -55,13 +61,44 @@ def write_request(request: UpstreamRequest) -> MessagesRequestBody:
         body["system"] = turns.system
     if generation.stream:
         body["stream"] = True
-    _write_tools(body, generation, _server_tools(options.get("server_tools", ())), same_dialect=same_dialect)
-    _write_reasoning(body, generation, same_dialect=same_dialect)
+    kinds = _server_tools(options.get("server_tools", ()))
+    _write_tools(body, generation, _Tools(names, kinds, same_dialect))
+    _write_reasoning(body, generation, same_dialect=same_dialect, way=str(options.get("reasoning", "budget")))
     _write_sampling(body, generation, same_dialect=same_dialect)
-    _write_format(body, generation)
+    answer_tool = _write_format(body, generation, with_tool=options.get("json_schema") == "tool")
+    if options:
+        _apply(body, request, same_dialect=same_dialect)
+    return MessagesRequestBody(_encode(body), {theirs: ours for ours, theirs in names.items()}, answer_tool)
+
+
+def _turns(request: UpstreamRequest, *, same_dialect: bool) -> TurnWriter:
+    options = request.target.options
+    turns = TurnWriter(
+        same_dialect=same_dialect,
+        tool_id=tool_ids.ways(options.get("tool_ids"), "encoded")[0],
+        # An upstream of the caller's own dialect knows instructions inside the conversation.
+        keeps_system=options.get("system_in_messages", "keep" if same_dialect else "fold") == "keep",
+    )
+    for message in request.generation.messages:
+        turns.add(message)
+    turns.finish()
+    takes_prefill = request.profile.capabilities.prefill and options.get("prefill", True)
+    if not takes_prefill and is_prefilled(request.generation):
+        turns.turns.append({"role": "user", "content": GO_ON})
+    return turns
+
+
+def _apply(body: dict[str, Any], request: UpstreamRequest, *, same_dialect: bool) -> None:
+    """What the options of the target add and take away."""
+    options = request.target.options
     if same_dialect:
-        _write_extras(body, generation, options.get("forward_fields", ()))
-    return MessagesRequestBody(_encode(body), encodes_ids)
+        _write_extras(body, request.generation, options.get("forward_fields", ()))
+    dropped = options.get("drop_fields", ())
+    for name in dropped if isinstance(dropped, list | tuple) else ():
+        body.pop(name, None)
+    if str(options.get("anthropic_version", "")) >= _WITHOUT_SAMPLING:
+        for name in ("temperature", "top_p", "top_k"):
+            body.pop(name, None)
 
 
 def _max_tokens(request: UpstreamRequest) -> int:
@@ -89,31 +126,39 @@ def _server_tools(allowed: object) -> tuple[str, ...]:
     return (*_RUN_BY_CALLER, *map(str, allowed if isinstance(allowed, list | tuple) else ()))
 
 
-def _write_tools(
-    body: dict[str, Any], generation: pb.Generation, kinds: tuple[str, ...], *, same_dialect: bool
-) -> None:
+class _Tools(msgspec.Struct, frozen=True):
+    """How this upstream wants tools; `kinds`: how the kinds of tools begin that it may run itself."""
+
+    names: Mapping[str, str]
+    kinds: tuple[str, ...]
+    same_dialect: bool
+
+
+def _write_tools(body: dict[str, Any], generation: pb.Generation, offer: _Tools) -> None:
     tools: list[Any] = []
     for tool in generation.tools:
         if not tool.HasField("opaque"):
-            tools.append(_tool(tool, same_dialect=same_dialect))
-        elif tool.opaque.dialect == pb.DIALECT_ANTHROPIC and tool.opaque.type.startswith(kinds):
+            tools.append(_tool(tool, offer))
+        elif tool.opaque.dialect == pb.DIALECT_ANTHROPIC and tool.opaque.type.startswith(offer.kinds):
             tools.append(msgspec.Raw(tool.opaque.json))
+        elif tool.opaque.dialect == pb.DIALECT_OPENAI and tool.opaque.type == "custom":
+            raise errors.rejected("tools of type 'custom' are not available with the model that serves this call")
         elif generation.tool_choice.name and tool.name == generation.tool_choice.name:
             raise errors.rejected(f"tool_choice names {tool.name[:64]!r}, which the model of this call does not have")
     if not tools:
         return
     body["tools"] = tools
-    choice = _choice(generation)
+    choice = _choice(generation, offer.names)
     if choice is not None:
         body["tool_choice"] = choice
 
 
-def _choice(generation: pb.Generation) -> dict[str, Any] | None:
+def _choice(generation: pb.Generation, names: Mapping[str, str]) -> dict[str, Any] | None:
     choice, written = generation.tool_choice, None
     if choice.mode == pb.ToolChoice.MODE_NONE:
         return {"type": "none"}
     if choice.mode == pb.ToolChoice.MODE_NAMED:
-        written = {"type": "tool", "name": choice.name}
+        written = {"type": "tool", "name": names.get(choice.name, choice.name)}
     elif choice.mode == pb.ToolChoice.MODE_REQUIRED:
         written = {"type": "any"}
     elif generation.HasField("tool_choice"):
@@ -123,12 +168,12 @@ def _choice(generation: pb.Generation) -> dict[str, Any] | None:
     return written
 
 
-def _tool(tool: pb.Tool, *, same_dialect: bool) -> dict[str, Any]:
-    written: dict[str, Any] = {"name": tool.name}
+def _tool(tool: pb.Tool, offer: _Tools) -> dict[str, Any]:
+    written: dict[str, Any] = {"name": offer.names.get(tool.name, tool.name)}
     if tool.description:
         written["description"] = tool.description
-    written["input_schema"] = _schema(tool.parameters_json, same_dialect=same_dialect)
-    if same_dialect:
+    written["input_schema"] = _schema(tool.parameters_json, same_dialect=offer.same_dialect)
+    if offer.same_dialect:
         if tool.HasField("strict"):
             written["strict"] = tool.strict
         if tool.extra_json:
@@ -146,12 +191,16 @@ def _schema(schema_json: str, *, same_dialect: bool) -> msgspec.Raw:
     return msgspec.Raw(_encode(schema))
 
 
-def _write_reasoning(body: dict[str, Any], generation: pb.Generation, *, same_dialect: bool) -> None:
+def _write_reasoning(body: dict[str, Any], generation: pb.Generation, *, same_dialect: bool, way: str) -> None:
+    """For a caller of another dialect as the upstream understands it: `effort`, `budget`, or `none` at all."""
     if not generation.HasField("reasoning"):
         return
     reasoning = generation.reasoning
     if not same_dialect:
-        _write_budget(body, generation)
+        if way == "effort":
+            _write_effort(body, reasoning)
+        elif way == "budget":
+            _write_budget(body, generation)
         return
     if thinking := _thinking(reasoning):
         body["thinking"] = thinking
@@ -179,6 +228,13 @@ def _thinking(reasoning: pb.Reasoning) -> dict[str, Any] | None:
     return written
 
 
+def _write_effort(body: dict[str, Any], reasoning: pb.Reasoning) -> None:
+    if reasoning.mode == pb.Reasoning.MODE_DISABLED or reasoning.effort == "none":
+        body["thinking"] = {"type": "disabled"}
+    elif reasoning.effort:
+        body["output_config"] = {"effort": _EFFORTS.get(reasoning.effort, reasoning.effort)}
+
+
 def _write_budget(body: dict[str, Any], generation: pb.Generation) -> None:
     """Reasoning as this dialect has it, for a caller of another: never with a forced tool, never all of the answer."""
     reasoning = generation.reasoning
@@ -191,10 +247,18 @@ def _write_budget(body: dict[str, Any], generation: pb.Generation) -> None:
         body["thinking"] = {"type": "enabled", "budget_tokens": budget}
 
 
-def _write_format(body: dict[str, Any], generation: pb.Generation) -> None:
-    if generation.response_format.WhichOneof("kind") == "json_schema":
-        schema = msgspec.Raw(generation.response_format.json_schema.schema_json)
+def _write_format(body: dict[str, Any], generation: pb.Generation, *, with_tool: bool) -> str:
+    """The name of the tool whose input will be the answer, if it is asked for so."""
+    if generation.response_format.WhichOneof("kind") != "json_schema":
+        return ""
+    schema = msgspec.Raw(generation.response_format.json_schema.schema_json)
+    if not with_tool or "tools" in body:  # a forced tool would take the caller's own away
         body.setdefault("output_config", {})["format"] = {"type": "json_schema", "schema": schema}
+        return ""
+    body["tools"] = [{"name": _ANSWER_TOOL, "description": _ANSWER_TOOL_USE, "input_schema": schema}]
+    body["tool_choice"] = {"type": "tool", "name": _ANSWER_TOOL}
+    body.pop("thinking", None)  # refused beside a forced tool
+    return _ANSWER_TOOL
 
 
 def _write_extras(body: dict[str, Any], generation: pb.Generation, allowed: object) -> None:

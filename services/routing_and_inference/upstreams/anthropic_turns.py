@@ -9,9 +9,12 @@ from typing import Any
 import msgspec
 from mws.inference.v1 import generation_pb2 as pb
 
+from services.routing_and_inference.upstreams import errors, tool_names
 from services.routing_and_inference.upstreams.runs import as_object, is_json
 
 _OMITTED = "[content omitted]"  # an empty turn is refused
+LONGEST_NAME = 128  # of a tool, in this dialect
+_UNSAYABLE = {"input_audio": "audio is", "custom": "calls of tools of type 'custom' are"}
 _DEFAULT_IMAGE = "image/jpeg"
 _DEFAULT_DOCUMENT = "application/pdf"
 _EMPTY_OBJECT = msgspec.Raw(b"{}")
@@ -22,10 +25,14 @@ Block = dict[str, Any] | msgspec.Raw
 
 
 class TurnWriter:
-    """Collects the turns of one request. `same_dialect`: the caller speaks this dialect itself."""
+    """Collects the turns of one request. `same_dialect`: the caller speaks this dialect itself.
 
-    def __init__(self, *, same_dialect: bool, tool_id: Callable[[str], str]) -> None:
+    `keeps_system`: instructions inside the conversation stay what they are; else the user says them.
+    """
+
+    def __init__(self, *, same_dialect: bool, tool_id: Callable[[str], str], keeps_system: bool) -> None:
         self._same_dialect = same_dialect
+        self._keeps_system = keeps_system
         self._tool_id = tool_id
         self._held: list[Block] = []  # instructions that stood between calls and their results
         self._calls_open = False
@@ -61,7 +68,7 @@ class TurnWriter:
             return
         if not self.turns:
             self.system.extend(blocks)
-        elif self._same_dialect:  # an upstream of this dialect knows instructions inside the conversation
+        elif self._keeps_system:
             self.turns.append({"role": "system", "content": blocks})
         elif self._calls_open:
             self._held.extend(blocks)
@@ -107,7 +114,7 @@ class TurnWriter:
     def _block(self, block: pb.ContentBlock) -> Block | None:
         kind = block.WhichOneof("kind")
         if kind == "opaque":
-            return msgspec.Raw(block.opaque.json) if block.opaque.dialect == pb.DIALECT_ANTHROPIC else None
+            return self._opaque(block.opaque)
         if kind == "text":
             written = _text(block.text.text) if block.text.text else None
         elif kind == "tool_call":
@@ -120,11 +127,18 @@ class TurnWriter:
             written = {**_members(block.extra_json), **written}
         return written
 
+    def _opaque(self, block: pb.OpaqueBlock) -> Block | None:
+        if block.dialect == pb.DIALECT_ANTHROPIC:
+            return msgspec.Raw(block.json)
+        if block.type in _UNSAYABLE:
+            raise errors.rejected(f"{_UNSAYABLE[block.type]} not available with the model that serves this call")
+        return _text(block.text) if block.text else None
+
     def _tool_use(self, call: pb.ToolCallBlock) -> dict[str, Any]:
         return {
             "type": "tool_use",
             "id": self._tool_id(call.id),
-            "name": call.name,
+            "name": tool_names.of_call(call.name, LONGEST_NAME),
             "input": _input(call.arguments_json),
         }
 

@@ -15,6 +15,7 @@ from mws.inference.v1.generation_pb2 import GenerationEvent
 from services.routing_and_inference.ports import UpstreamFailure
 from services.routing_and_inference.upstreams import counts, errors, payloads
 from services.routing_and_inference.upstreams.runs import RunWriter, ToolCall
+from services.routing_and_inference.upstreams.stops import StopScanner
 
 _NOTHING = msgspec.Raw()
 _NO_USAGE = TokenUsage()
@@ -96,10 +97,21 @@ def mint_tool_call_id() -> str:
 
 
 class OpenAiAnswer:
-    """One per answer: feed it chunks, then `end` it. Raises UpstreamFailure for what cannot become an answer."""
+    """One per answer: feed it chunks, then `end` it. Raises UpstreamFailure for what cannot become an answer.
 
-    def __init__(self, runs: RunWriter, stop_sequences: Sequence[str]) -> None:
+    `scanner` looks for the stop sequences that the upstream was not told; `tool_id` reads ids of ours back.
+    """
+
+    def __init__(
+        self,
+        runs: RunWriter,
+        stop_sequences: Sequence[str],
+        scanner: StopScanner | None = None,
+        tool_id: Callable[[str], str] | None = None,
+    ) -> None:
         self._runs = runs
+        self._scanner = scanner
+        self._tool_id = tool_id
         self._stop_sequences = frozenset(stop_sequences)
         self._calls: dict[int | str, ToolCall] = {}
         self._last_call: ToolCall | None = None
@@ -130,7 +142,7 @@ class OpenAiAnswer:
             for choice in chunk.choices:
                 if not choice.index:
                     self._read_choice(choice)
-        return False
+        return self._scanner is not None and bool(self._scanner.matched)
 
     def end(self, *, done: bool) -> GenerationEvent:
         """The last event; what the runs still hold comes before it."""
@@ -138,6 +150,8 @@ class OpenAiAnswer:
             raise errors.cut()
         if failure := _FAILURES.get(self._finish):
             raise failure()
+        if self._scanner is not None:
+            self._runs.text(self._scanner.end())
         self._runs.end()
         event = GenerationEvent()
         finished = event.finished
@@ -167,19 +181,29 @@ class OpenAiAnswer:
         if thinking := delta.reasoning_content or delta.reasoning:
             self._runs.thinking(thinking)
         if delta.content:
-            self._runs.text(delta.content)
+            self._runs.text(delta.content if self._scanner is None else self._scan(delta.content))
         if delta.refusal:
             self._refused = True
             self._runs.text(delta.refusal)
-        if delta.tool_calls:
+        if delta.tool_calls and not (self._scanner is not None and self._scanner.matched):
             for position, piece in enumerate(delta.tool_calls):
                 self._read_tool_piece(piece, position, len(delta.tool_calls))
         if delta.function_call is not None:
             self._read_tool_piece(_ToolPiece(index=0, function=delta.function_call), 0, 1)
 
+    def _scan(self, content: str) -> str:
+        assert self._scanner is not None
+        text = self._scanner.feed(content)
+        if self._scanner.matched:  # the upstream may go on, but its answer ends here
+            self.finished = True
+            self._finish, self._matched_stop = "stop", self._scanner.matched
+        return text
+
     def _read_tool_piece(self, piece: _ToolPiece, position: int, pieces: int) -> None:
         function = piece.function or _Function()
         call, key = self._find_call(piece, position, pieces)
+        if piece.id and self._tool_id is not None:
+            piece.id = self._tool_id(piece.id)
         if call is None or _begins_another(call, piece.id, function):
             call = self._runs.tool_call(piece.id or "", function.name or "")
             self._calls[key] = call

@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Sequence
 from mws.inference.v1.generation_pb2 import GenerationEvent
 
 from services.routing_and_inference.ports import UpstreamRequest
+from services.routing_and_inference.upstreams import tool_ids
 from services.routing_and_inference.upstreams.exchange import Prepared, relay
 from services.routing_and_inference.upstreams.http import Headers, HttpClient
 from services.routing_and_inference.upstreams.openai_answer import OpenAiAnswer, mint_tool_call_id
 from services.routing_and_inference.upstreams.openai_request import write_request
-from services.routing_and_inference.upstreams.runs import RunWriter
+from services.routing_and_inference.upstreams.runs import RunWriter, makes_one_call
+from services.routing_and_inference.upstreams.stops import StopScanner
 from services.routing_and_inference.upstreams.urls import openai_url
 
 
@@ -33,11 +35,18 @@ def credential(api_key: str) -> Headers:
 
 def _prepare(request: UpstreamRequest) -> Prepared:
     written = write_request(request)
-    runs = RunWriter(mint_tool_call_id, written.tool_names)
+    generation, options = request.generation, request.target.options
+    runs = RunWriter(mint_tool_call_id, written.tool_names, is_single=makes_one_call(generation))
+    tool_id = tool_ids.ways(options.get("tool_ids"), "verbatim")[1]
     return Prepared(
         url=openai_url(request.target.base_url, "chat/completions"),
         headers=credential(request.target.api_key),
         body=written.body,
-        answer=OpenAiAnswer(runs, request.generation.stop_sequences),
+        answer=OpenAiAnswer(
+            runs,
+            generation.stop_sequences,
+            StopScanner(written.own_stops) if written.own_stops else None,
+            None if tool_id is tool_ids.same else tool_id,
+        ),
         runs=runs,
     )

@@ -9,8 +9,13 @@ from typing import Any
 import msgspec
 from mws.inference.v1 import generation_pb2 as pb
 
+from services.routing_and_inference.catalog import Option
+from services.routing_and_inference.upstreams import tool_ids, tool_names
+
 _OMITTED = "[content omitted]"  # an empty turn is refused by upstreams
 _DEFAULT_IMAGE = "image/jpeg"
+_UNSEEN_IMAGE = "[image omitted: it is not fetched from addresses]"
+LONGEST_NAME = 64  # of a tool, in this dialect
 _BILLING_LINE = "x-anthropic-billing-header"  # changes with every request, so it would defeat every prefix cache
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -18,21 +23,47 @@ _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 Part = dict[str, Any] | msgspec.Raw
 
 
+class Manners(msgspec.Struct, frozen=True):
+    """How an upstream wants its messages, as far as upstreams differ."""
+
+    system_role: str = "system"
+    folds_system: bool = False  # instructions inside the conversation are said by the user
+    fetches_images: bool = True
+    takes_files: bool = True
+    reasoning_field: str = ""  # takes reasoning of earlier answers; empty: it is not sent back
+    tool_id: tool_ids.Rewriting = tool_ids.same
+
+
+USUAL = Manners()
+
+
+def manners(options: Mapping[str, Option]) -> Manners:
+    """The manners that a target's options ask for."""
+    return Manners(
+        system_role=str(options.get("system_role", "system")),
+        folds_system=options.get("system_in_messages", "keep") == "fold",
+        fetches_images=bool(options.get("image_urls", True)),
+        takes_files=bool(options.get("files", True)),
+        reasoning_field=str(options.get("history_reasoning", "")),
+        tool_id=tool_ids.ways(options.get("tool_ids"), "verbatim")[0],
+    )
+
+
 def write_messages(
-    generation: pb.Generation, dialect: "pb.Dialect.ValueType", tool_names: Mapping[str, str]
+    generation: pb.Generation, dialect: "pb.Dialect.ValueType", manners: Manners = USUAL
 ) -> list[dict[str, Any]]:
     """The `messages` of the request, for a caller of the given dialect."""
-    writer = _Writer(dialect, tool_names)
+    writer = _Writer(dialect, manners)
     for message in generation.messages:
         writer.add(message)
     return writer.finish()
 
 
 class _Writer:
-    def __init__(self, dialect: "pb.Dialect.ValueType", tool_names: Mapping[str, str]) -> None:
+    def __init__(self, dialect: "pb.Dialect.ValueType", manners: Manners) -> None:
         self._same_dialect = dialect == pb.DIALECT_OPENAI
         self._merges = dialect == pb.DIALECT_ANTHROPIC  # that dialect defines adjacent turns of one role as one turn
-        self._tool_names = tool_names
+        self._manners = manners
         self._out: list[dict[str, Any]] = []
         self._unanswered: set[str] = set()  # calls whose results have not come yet
         self._held: list[dict[str, Any]] = []  # what stood between calls and their results
@@ -67,8 +98,22 @@ class _Writer:
             for block in message.content
             if block.HasField("text") and block.text.text and not block.text.text.startswith(_BILLING_LINE)
         ]
-        if texts:
-            self._put(_named({"role": "system", "content": "\n\n".join(texts)}, message))
+        if not texts:
+            return
+        text = "\n\n".join(texts)
+        if self._manners.folds_system and any(put["role"] != self._manners.system_role for put in self._out):
+            self._fold_system(text)
+        else:
+            self._put(_named({"role": self._manners.system_role, "content": text}, message))
+
+    def _fold_system(self, text: str) -> None:
+        """Said by the user, at the place where it stood; never between a call and its results."""
+        line = self._held if self._unanswered else self._out
+        previous = line[-1] if line else None
+        if previous is not None and previous["role"] in ("user", "tool"):
+            previous["content"] = _joined(previous["content"], text)
+        else:
+            line.append({"role": "user", "content": text})
 
     def _add_user(self, message: pb.Message) -> None:
         if text := _lone_text(message):
@@ -115,10 +160,11 @@ class _Writer:
         text = "\n".join(texts)
         if result.is_error and not text.lower().startswith("error"):
             text = f"Error: {text}"
-        self._out.append({"role": "tool", "tool_call_id": result.tool_call_id, "content": text})
+        call_id = self._manners.tool_id(result.tool_call_id)
+        self._out.append({"role": "tool", "tool_call_id": call_id, "content": text})
         self._unanswered.discard(result.tool_call_id)
         if others:
-            others.insert(0, {"type": "text", "text": f"[content of the result of tool call {result.tool_call_id}]"})
+            others.insert(0, {"type": "text", "text": f"[content of the result of tool call {call_id}]"})
         return others
 
     def _parts(self, block: pb.ContentBlock) -> list[Part]:
@@ -127,9 +173,9 @@ class _Writer:
         if kind == "text":
             part: Part | None = {"type": "text", "text": block.text.text} if block.text.text else None
         elif kind == "image":
-            part = _image(block.image)
+            part = _image(block.image, fetches=self._manners.fetches_images)
         elif kind == "document":
-            part = _document(block.document)
+            part = _document(block.document, takes_files=self._manners.takes_files)
         elif kind == "opaque" and block.opaque.dialect == pb.DIALECT_OPENAI:
             part = msgspec.Raw(block.opaque.json)
         elif kind == "opaque" and block.opaque.text:
@@ -155,19 +201,23 @@ class _Writer:
         answer: dict[str, Any] = {"role": "assistant", "content": text or (None if calls else "")}
         if calls:
             answer["tool_calls"] = calls
+        if field := self._manners.reasoning_field:
+            reasoning = "".join(block.thinking.text for block in message.content if block.HasField("thinking"))
+            if reasoning:
+                answer[field] = reasoning
         self._out.append(_named(answer, message))
 
     def _calls(self, block: pb.ContentBlock) -> list[Part]:
-        """The entry of `tool_calls` that a block is, if it is one. Reasoning of earlier turns is not sent back."""
+        """The entry of `tool_calls` that a block is, if it is one."""
         if block.HasField("opaque") and block.opaque.dialect == pb.DIALECT_OPENAI:
             return [msgspec.Raw(block.opaque.json)]
         if not block.HasField("tool_call"):
             return []
         call = block.tool_call
         self._unanswered.add(call.id)
-        name = self._tool_names.get(call.name, call.name)
+        name = tool_names.of_call(call.name, LONGEST_NAME)
         written: dict[str, Any] = {
-            "id": call.id,
+            "id": self._manners.tool_id(call.id),
             "type": "function",
             "function": {"name": name, "arguments": call.arguments_json or "{}"},
         }
@@ -209,9 +259,11 @@ def _as_parts(content: str | Sequence[Part]) -> Sequence[Part]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-def _image(image: pb.ImageBlock) -> Part | None:
+def _image(image: pb.ImageBlock, *, fetches: bool) -> Part | None:
     source = image.WhichOneof("source")
     if source == "url":
+        if not fetches:
+            return {"type": "text", "text": _UNSEEN_IMAGE}
         url = image.url
     elif source == "base64_data":
         url = f"data:{image.media_type or _DEFAULT_IMAGE};base64,{image.base64_data}"
@@ -223,11 +275,13 @@ def _image(image: pb.ImageBlock) -> Part | None:
     return {"type": "image_url", "image_url": written}
 
 
-def _document(document: pb.DocumentBlock) -> Part:
+def _document(document: pb.DocumentBlock, *, takes_files: bool) -> Part:
     source = document.WhichOneof("source")
     if source == "text":
         lines = [line for line in (document.title, document.context, document.text) if line]
         return {"type": "text", "text": "\n".join(lines)}
+    if source != "url" and not takes_files:
+        return {"type": "text", "text": f"[document omitted: {document.title or 'a file'}]"}
     if source == "base64_data":
         media_type = document.media_type or "application/pdf"
         file = {

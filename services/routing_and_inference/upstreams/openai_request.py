@@ -3,105 +3,137 @@
 Owns that translation; refuses to know HTTP and the answer. JSON of the caller is embedded as it came where it may be.
 """
 
-import hashlib
-import re
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
 from mws.inference.v1 import generation_pb2 as pb
 
-from services.routing_and_inference.catalog import UpstreamTarget
+from services.routing_and_inference.catalog import Option
 from services.routing_and_inference.ports import UpstreamRequest
-from services.routing_and_inference.upstreams import errors
-from services.routing_and_inference.upstreams.openai_messages import write_messages
+from services.routing_and_inference.upstreams import errors, tool_names
+from services.routing_and_inference.upstreams.openai_messages import LONGEST_NAME, USUAL, manners, write_messages
+from services.routing_and_inference.upstreams.prefill import GO_ON, is_prefilled
+from services.routing_and_inference.upstreams.tool_changes import offered
+from services.routing_and_inference.upstreams.tool_schemas import without_keywords
 
 _MOST_STOPS = 4  # of the vendor whose dialect it is; others copied the rule
-_LONGEST_NAME = 64
-_PLAIN_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _EFFORTS = {"xhigh": "high", "max": "high"}  # names that only some models know
 _LOW_BUDGET, _MEDIUM_BUDGET = 2048, 16_384  # thinking tokens up to which an effort is called low, medium
-
-_SAME_NAMES: Mapping[str, str] = MappingProxyType({})
 
 _encode = msgspec.json.Encoder().encode
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class ChatRequestBody(msgspec.Struct, frozen=True, eq=False):
-    """The body, and how to read tool names back: as the upstream knows them -> as the caller does."""
+    """The body, and what its answer has to be read with.
+
+    `tool_names`: as the upstream knows them -> as the caller does. `own_stops`: sequences that we look for ourselves.
+    """
 
     body: bytes
     tool_names: Mapping[str, str]
+    own_stops: tuple[str, ...] = ()
 
 
 def write_request(request: UpstreamRequest) -> ChatRequestBody:
     """The body of POST /chat/completions. Raises UpstreamFailure (REJECTED) for what cannot be said in this dialect."""
     generation, target = request.generation, request.target
+    options = target.options
     same_dialect = request.dialect == pb.DIALECT_OPENAI
-    names = _tool_names(generation) if generation.tools else _SAME_NAMES
+    tools = offered(generation, request.dialect)
+    names = tool_names.of_tools(tools, LONGEST_NAME) if tools else tool_names.SAME
     body: dict[str, Any] = {
         "model": target.model,
-        "messages": write_messages(generation, request.dialect, names),
+        "messages": write_messages(generation, request.dialect, manners(options) if options else USUAL),
     }
     if generation.HasField("max_output_tokens"):
-        body[str(target.options.get("max_tokens_field", "max_tokens"))] = generation.max_output_tokens
-    _write_sampling(body, generation)
-    if generation.tools:
-        _write_tools(body, generation, names, same_dialect=same_dialect)
+        body[str(options.get("max_tokens_field", "max_tokens"))] = generation.max_output_tokens
+    own_stops = _write_sampling(body, generation, options.get("most_stops", _MOST_STOPS))
+    if tools:
+        _write_tools(body, generation, _Tools(tools, names, same_dialect, _texts(options, "drop_schema_keywords")))
+    _write_form(body, request)
+    if options:
+        _apply(body, request, same_dialect=same_dialect)
+    return ChatRequestBody(_encode(body), {theirs: ours for ours, theirs in names.items()}, own_stops)
+
+
+def _write_form(body: dict[str, Any], request: UpstreamRequest) -> None:
+    """How the answer is to be made and sent."""
+    generation = request.generation
     if generation.HasField("reasoning"):
         _write_reasoning(body, request)
     if generation.HasField("response_format"):
         _write_format(body, generation)
     if generation.stream:
         body["stream"] = True
-        if target.options.get("stream_usage", True):
+        if request.target.options.get("stream_usage", True):  # whatever the caller says: calls are charged by it
             body["stream_options"] = {"include_usage": True}
-    if same_dialect and "forward_fields" in target.options:
-        _write_extras(body, generation, target)
-    return ChatRequestBody(_encode(body), {theirs: ours for ours, theirs in names.items()})
+    if is_prefilled(generation):
+        _write_prefill(body, request)
 
 
-def _tool_names(generation: pb.Generation) -> dict[str, str]:
-    """Names that this dialect does not take -> names that it takes; distinct names stay distinct."""
-    return {
-        tool.name: f"{re.sub(r'[^a-zA-Z0-9_-]', '_', tool.name)[: _LONGEST_NAME - 9]}_{_short_hash(tool.name)}"
-        for tool in generation.tools
-        if not tool.HasField("opaque") and _PLAIN_NAME.fullmatch(tool.name) is None
-    }
+def _apply(body: dict[str, Any], request: UpstreamRequest, *, same_dialect: bool) -> None:
+    """What the options of the target add and take away."""
+    if allowed := _texts(request.target.options, "forward_fields"):
+        _write_extras(body, request.generation, allowed, same_dialect=same_dialect)
+    for name in _texts(request.target.options, "drop_fields"):
+        body.pop(name, None)
 
 
-def _short_hash(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:8]
+def _texts(options: Mapping[str, Option], name: str) -> tuple[str, ...]:
+    value = options.get(name, ())
+    return tuple(value) if isinstance(value, list | tuple) else ()
 
 
-def _write_sampling(body: dict[str, Any], generation: pb.Generation) -> None:
+def _write_prefill(body: dict[str, Any], request: UpstreamRequest) -> None:
+    """A last message of the assistant is continued by upstreams that can; the others are asked to."""
+    if not request.profile.capabilities.prefill:
+        body["messages"].append({"role": "user", "content": GO_ON})
+    elif request.target.options.get("continue_final_message"):
+        body["continue_final_message"], body["add_generation_prompt"] = True, False
+
+
+def _write_sampling(body: dict[str, Any], generation: pb.Generation, most_stops: Option) -> tuple[str, ...]:
+    """Gives the stop sequences that are more than the upstream takes."""
+    more: tuple[str, ...] = ()
     if generation.stop_sequences:
-        body["stop"] = list(generation.stop_sequences)[:_MOST_STOPS]
+        stops = list(generation.stop_sequences)
+        if isinstance(most_stops, int) and 0 < most_stops < len(stops):
+            more = tuple(stops[most_stops:])
+            stops = stops[:most_stops]
+        body["stop"] = stops
     for name in ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty"):
         if generation.HasField(name):
             body[name] = getattr(generation, name)
+    return more
 
 
-def _write_extras(body: dict[str, Any], generation: pb.Generation, target: UpstreamTarget) -> None:
-    allowed = target.options.get("forward_fields", ())
-    if not isinstance(allowed, list | tuple):
-        return
-    for name in allowed:
-        if name in generation.extra_fields_json and name not in body:
-            body[name] = msgspec.Raw(generation.extra_fields_json[name])
+def _write_extras(
+    body: dict[str, Any], generation: pb.Generation, allowed: tuple[str, ...], *, same_dialect: bool
+) -> None:
+    if same_dialect:
+        for name in allowed:
+            if name in generation.extra_fields_json and name not in body:
+                body[name] = msgspec.Raw(generation.extra_fields_json[name])
     if "top_k" in allowed and generation.HasField("top_k"):
         body["top_k"] = generation.top_k
 
 
-def _write_tools(
-    body: dict[str, Any], generation: pb.Generation, names: Mapping[str, str], *, same_dialect: bool
-) -> None:
+class _Tools(msgspec.Struct, frozen=True):
+    """The tools of a request and how this upstream wants them."""
+
+    tools: Collection[pb.Tool]
+    names: Mapping[str, str]
+    same_dialect: bool
+    dropped_keywords: tuple[str, ...]
+
+
+def _write_tools(body: dict[str, Any], generation: pb.Generation, offer: _Tools) -> None:
     tools: list[Any] = []
-    for tool in generation.tools:
+    for tool in offer.tools:
         if not tool.HasField("opaque"):
-            tools.append(_tool(tool, names, same_dialect=same_dialect))
+            tools.append(_tool(tool, offer))
         elif tool.opaque.dialect == pb.DIALECT_OPENAI:
             tools.append(msgspec.Raw(tool.opaque.json))
         elif generation.tool_choice.name and tool.name == generation.tool_choice.name:
@@ -112,7 +144,7 @@ def _write_tools(
         return
     body["tools"] = tools
     if generation.HasField("tool_choice"):
-        _write_choice(body, generation.tool_choice, names)
+        _write_choice(body, generation.tool_choice, offer.names)
     if generation.HasField("parallel_tool_calls"):
         body["parallel_tool_calls"] = generation.parallel_tool_calls
 
@@ -128,14 +160,17 @@ def _write_choice(body: dict[str, Any], choice: pb.ToolChoice, names: Mapping[st
         body["tool_choice"] = "auto"
 
 
-def _tool(tool: pb.Tool, names: Mapping[str, str], *, same_dialect: bool) -> dict[str, Any]:
-    function: dict[str, Any] = {"name": names.get(tool.name, tool.name)}
+def _tool(tool: pb.Tool, offer: _Tools) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": offer.names.get(tool.name, tool.name)}
     if tool.description:
         function["description"] = tool.description
-    function["parameters"] = _parameters(tool.parameters_json, same_dialect=same_dialect)
+    parameters = _parameters(tool.parameters_json, same_dialect=offer.same_dialect)
+    function["parameters"] = (
+        without_keywords(parameters, offer.dropped_keywords) if offer.dropped_keywords else parameters
+    )
     if tool.HasField("strict"):
         function["strict"] = tool.strict
-    if same_dialect and tool.extra_json:
+    if offer.same_dialect and tool.extra_json:
         function = {**_members(tool.extra_json), **function}
     return {"type": "function", "function": function}
 

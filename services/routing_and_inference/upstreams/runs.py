@@ -46,6 +46,7 @@ class RunWriter:
 
     __slots__ = (
         "_ids",
+        "_is_single",
         "_kind",
         "_live",
         "_mint_id",
@@ -57,8 +58,11 @@ class RunWriter:
         "has_tools",
     )
 
-    def __init__(self, mint_id: Callable[[], str], tool_names: Mapping[str, str] = _SAME_NAMES) -> None:
+    def __init__(
+        self, mint_id: Callable[[], str], tool_names: Mapping[str, str] = _SAME_NAMES, *, is_single: bool = False
+    ) -> None:
         self._mint_id = mint_id
+        self._is_single = is_single  # calls after the first one are dropped: not every upstream keeps to it
         self._tool_names = tool_names  # as the upstream knows them -> as the caller does
         self._out: list[GenerationEvent] = []
         self._kind = 0  # of the delta that is being collected
@@ -156,7 +160,7 @@ class RunWriter:
         return self._live is None
 
     def _send(self, call: ToolCall) -> None:
-        if not call.name or not call.streams():
+        if not call.name or not call.streams() or self._is_surplus(call):
             return
         self._start(call)
         for piece in call.pieces[call.unsent :]:
@@ -164,12 +168,15 @@ class RunWriter:
         call.unsent = len(call.pieces)
 
     def _close(self, call: ToolCall) -> None:
-        if not call.name:  # nothing can be done with a call of no tool
+        if not call.name or self._is_surplus(call):  # nothing can be done with a call of no tool
             return
         self._start(call)
         if not call.streams() and (repaired := as_object(call.arguments)):
             self._collect(_ARGUMENTS, repaired)
         self._flush()
+
+    def _is_surplus(self, call: ToolCall) -> bool:
+        return self._is_single and self.has_tools and not call.started
 
     def _start(self, call: ToolCall) -> None:
         if call.started:
@@ -215,6 +222,11 @@ class RunWriter:
         self._kind = 0
         self._out.append(event)
         self.has_content = True
+
+
+def makes_one_call(generation: pb.Generation) -> bool:
+    """The caller wants one tool call per answer at most."""
+    return generation.HasField("parallel_tool_calls") and not generation.parallel_tool_calls
 
 
 def is_json(text: str) -> bool:

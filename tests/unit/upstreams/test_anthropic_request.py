@@ -101,7 +101,7 @@ def answered(call_id: str, *content: Any, **more: Any) -> dict[str, Any]:
                      id="reasoning without proof is dropped"),
         pytest.param([turn(USER, text("Hi", extra_json='{"prompt_cache_breakpoint":1}'),
                      pb.ContentBlock(opaque=pb.OpaqueBlock(
-                      dialect=OPENAI, type="input_audio", json='{"a":1}')))], None, [("user", [t("Hi")])],
+                      dialect=OPENAI, type="mystery", json='{"a":1}')))], None, [("user", [t("Hi")])],
                      id="what only the other dialect knows is dropped"),
     ],
 )  # fmt: skip
