@@ -135,7 +135,7 @@ class AnthropicAnswer:
 
     def end(self, *, done: bool) -> GenerationEvent:
         """The last event; what the runs still hold comes before it."""
-        if not self._stop_reason and (not done or not self._runs.has_content or self._runs.has_incomplete_call):
+        if not self._stop_reason and (not done or self._runs.is_empty or self._runs.has_incomplete_call):
             raise errors.cut()
         for index in list(self._blocks):
             self._end_block(index)

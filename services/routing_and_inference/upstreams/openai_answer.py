@@ -146,7 +146,7 @@ class OpenAiAnswer:
 
     def end(self, *, done: bool) -> GenerationEvent:
         """The last event; what the runs still hold comes before it."""
-        if not self.finished and (not done or not self._runs.has_content or self._runs.has_incomplete_call):
+        if not self.finished and (not done or self._runs.is_empty or self._runs.has_incomplete_call):
             raise errors.cut()
         if failure := _FAILURES.get(self._finish):
             raise failure()

@@ -132,6 +132,11 @@ class RunWriter:
             self._advance()
 
     @property
+    def is_empty(self) -> bool:
+        """Nothing was said, and no call has begun."""
+        return not self.has_content and (self._live is None or not self._live.name)
+
+    @property
     def has_incomplete_call(self) -> bool:
         """A call is open whose arguments are not whole JSON."""
         live = self._live

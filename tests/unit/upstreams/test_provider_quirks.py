@@ -223,7 +223,7 @@ def test_names_that_an_upstream_does_not_take_come_back_as_they_were() -> None:
         made.stream = True
         request = upstream_request(made, upstream=upstream)
         frames = {
-            "openai": [openai_chunk({"tool_calls": [{"index": 0, "id": "2", "function": {"name": sent}}]}, "stop"), DONE],
+            "openai": [openai_chunk({"tool_calls": [{"index": 0, "id": "2", "function": {"name": sent}}]}), DONE],
             "anthropic": [
                 anthropic_frame({"type": "content_block_start", "index": 0, "content_block": {"type": "tool_use",
                                  "id": "2", "name": sent}}),
