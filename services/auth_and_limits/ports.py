@@ -84,10 +84,7 @@ class HoldStore(Protocol):
         """A hold's lease by the wall clock."""
 
     async def settle(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Ends holds whose lease is still run out: releases void ones, closes posted ones once their balance came.
-
-        Only of calls that `expired` has just named.
-        """
+        """Ends holds whose lease is still run out: releases void ones, closes posted ones once their balance came."""
 
     async def forget_old(self) -> None:
         """Drops what nobody may ask for any more."""

@@ -200,13 +200,11 @@ class RedisHolds:
         return await self._live.expired(at_most)
 
     async def settle(self, outcomes: Mapping[str, Outcome]) -> None:
-        await self._all(
-            [
-                ("settle", account_id, call_id, int(outcome.is_posted), outcome.charged_nano_usd)
-                for call_id, outcome in outcomes.items()
-                if (account_id := self._live.account_of(call_id))
-            ]
-        )
+        asked: list[tuple[Argument, ...]] = []
+        for call_id, outcome in outcomes.items():
+            account_id = self._live.account_of(call_id) or await self._owner(call_id)
+            asked.append(("settle", account_id, call_id, int(outcome.is_posted), outcome.charged_nano_usd))
+        await self._all(asked)
 
     async def forget_old(self) -> None:
         """Nothing to do: Redis lets what is too old expire by itself."""

@@ -19,7 +19,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from services.auth_and_limits.holds import LEASE_US, Hold, HoldState
 from services.auth_and_limits.records import Admitted, Ask, Finished, Outcome, Refused
 from services.runtime.errors import CallAlreadyAdmittedError, HoldNotOpenError
-from tests.contract.auth_and_limits.hold_store import ACCOUNT_ID, Bench, ask, with_ceilings
+from tests.contract.auth_and_limits.hold_store import ACCOUNT_ID, EmbeddedBench, ask, with_ceilings
 
 T = TypeVar("T")
 CALLS_AT_ONCE = 4
@@ -45,7 +45,7 @@ class HoldStoreMachine(RuleBasedStateMachine):
         super().__init__()
         self._runner = asyncio.Runner()
         self._root = Path(tempfile.mkdtemp())
-        self._bench = Bench(self._root / "auth")
+        self._bench = EmbeddedBench(self._root / "auth")
         self._bench.account = with_ceilings(self._bench.account, calls=CALLS_AT_ONCE)
         self._run(self._bench.open())
         self._balance = 0

@@ -17,7 +17,7 @@ from services.auth_and_limits.holds import HoldState
 from services.auth_and_limits.records import Admitted, Finished
 from services.runtime.errors import CallAlreadyAdmittedError, StoreUnavailableError
 from services.runtime.ids import new_id
-from tests.contract.auth_and_limits.hold_store import ACCOUNT_ID, Bench, ask, throttled
+from tests.contract.auth_and_limits.hold_store import ACCOUNT_ID, EmbeddedBench, ask, throttled
 
 
 class SlowFile(JournalFile):
@@ -44,7 +44,7 @@ class FullFile(JournalFile):
         return super().write(rows)
 
 
-class FaultyBench(Bench):
+class FaultyBench(EmbeddedBench):
     """A bench whose file a test can reach."""
 
     file: JournalFile
@@ -212,7 +212,8 @@ async def test_a_caller_that_leaves_while_its_hold_is_written_leaves_an_ordinary
     assert await bench.held() == (0, 0)
 
 
-async def test_a_locked_file_refuses_and_recovers(bench: Bench) -> None:
+async def test_a_locked_file_refuses_and_recovers(embedded: EmbeddedBench) -> None:
+    bench = embedded
     await bench.fund(100)
     other = sqlite3.connect(bench.folder / "holds.sqlite3", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -252,8 +253,9 @@ async def test_a_full_disk_refuses_and_recovers(tmp_path: Path) -> None:
     await bench.holds.close()
 
 
-async def test_two_processes_cannot_share_a_journal(bench: Bench) -> None:
-    other = Bench(bench.folder)
+async def test_two_processes_cannot_share_a_journal(embedded: EmbeddedBench) -> None:
+    bench = embedded
+    other = EmbeddedBench(bench.folder)
 
     with pytest.raises(JournalError, match="another process"):
         await other.open()
@@ -263,11 +265,11 @@ async def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:
     (tmp_path / "holds.sqlite3").write_bytes(b"no database " * 1000)
 
     with pytest.raises(JournalError, match=r"holds\.sqlite3"):
-        await Bench(tmp_path).open()
+        await EmbeddedBench(tmp_path).open()
 
 
 async def test_an_unknown_schema_is_refused(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
+    bench = EmbeddedBench(tmp_path)
     with sqlite3.connect(tmp_path / "holds.sqlite3") as file:
         file.execute("PRAGMA user_version = 99")
     file.close()

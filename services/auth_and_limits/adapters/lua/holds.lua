@@ -60,7 +60,7 @@ local function close(it, state)
   if it.s == OPEN then
     redis.call('HINCRBY', account, 'run', -1)
   end
-  redis.call('HINCRBY', account, 'held', -it.amount)
+  redis.call('HINCRBY', account, 'held', 0 - it.amount)
   redis.call('ZREM', account .. ':l', it.call)
   if it.idempotency_key ~= '' then
     local claim = account .. ':i:' .. it.idempotency_key

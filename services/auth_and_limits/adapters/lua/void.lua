@@ -7,5 +7,5 @@ if it.s ~= OPEN or it.run ~= ARGV[3] then
   return {NOT_OPEN, now}
 end
 close(it, VOIDED)
-charge(it.key_id, it.is_throttled, -1, -it.tokens)
+charge(it.key_id, it.is_throttled, -1, 0 - it.tokens)
 return {DONE, now}
