@@ -1,4 +1,4 @@
-"""An account with a past: months of calls under many keys, applications, profiles and upstreams, and every sort of entry.
+"""An account with a past: months of calls under many keys, applications, profiles and upstreams, and other entries.
 
 Owns the events and the order in which they are written; refuses to assert anything.
 """
@@ -79,7 +79,7 @@ def a_call(dice: random.Random, account_id: str = ACCOUNT) -> UsageEvent:
     return an_event(
         account_id=account_id,
         key_id=dice.choice(["key-1", "key-2", ""]),
-        application=dice.choice(["", "crm", "=cmd()", "a,b\n\"c\""]),
+        application=dice.choice(["", "crm", "=cmd()", 'a,b\n"c"']),
         profile=profile,
         upstream=dice.choice(["primary", "backup", ""]),
         requested_model=dice.choice(["claude-sonnet-4-6", "mws_live_abcdefghijklmnop"]),
