@@ -5,17 +5,14 @@ Owns requests, reading to the last byte, and what must hold of every answer; ref
 
 import asyncio
 import json
-import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-LIMIT_HEADERS = tuple(
-    f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")
-)
-_GO_DURATION = re.compile(r"^(\d+ms|(\d+h)?(\d+m)?\d+(\.\d{1,3})?s)$")
-RETRY_AFTER_MAX_S = 60
+from tests.rule_book import LIMIT_HEADERS as LIMIT_HEADERS
+from tests.rule_book import frames_of, header_problems, stream_problems
+
 HANGS_AFTER_S = 45.0
 
 
@@ -52,8 +49,7 @@ class Answer:
     @property
     def events(self) -> list[Event]:
         """The whole events of a stream; a piece without its blank line is none."""
-        *whole, _rest = self.body.decode().split("\n\n")
-        return [_event(block) for block in whole if not block.startswith(":")]
+        return [Event(name, data) for name, data in frames_of(self.body)]
 
     @property
     def is_terminated(self) -> bool:
@@ -110,7 +106,7 @@ def problems(answer: Answer) -> list[str]:
     """What must hold of every answer, and does not. The one rule book of all suites."""
     if answer.status == 0:
         return []  # no answer came: whether that was allowed is the test's business
-    found = _header_problems(answer)
+    found = header_problems(answer.path, answer.status, answer.headers)
     if answer.is_stream:
         found += _stream_problems(answer)
     elif answer.status != 200 and not answer.cut:
@@ -118,32 +114,12 @@ def problems(answer: Answer) -> list[str]:
     return found
 
 
-def _header_problems(answer: Answer) -> list[str]:
-    headers, found = answer.headers, []
-    if answer.status in (200, 429):
-        for name in LIMIT_HEADERS:
-            value = headers.get(name, "")
-            is_right = _GO_DURATION.match(value) if "-reset-" in name else value.isdecimal()
-            if not is_right:
-                found.append(f"{answer.status} with {name}: {value!r}")
-    if answer.status == 429 and not 1 <= int(headers.get("retry-after") or 0) <= RETRY_AFTER_MAX_S:
-        found.append(f"429 with retry-after: {headers.get('retry-after')!r}")
-    return found
-
-
 def _stream_problems(answer: Answer) -> list[str]:
     if answer.cut:
         return []  # the broken connection tells the caller; whether it was allowed is the test's business
-    if not answer.is_terminated and answer.error is None:
-        return [f"a stream ended silently: …{answer.body[-200:]!r}"]
-    found = []
-    terminal = [event for event in answer.events if event.name == "message_stop" or event.data == "[DONE]"]
-    if len(terminal) > 1:
-        found.append("a stream with more than one terminal event")
-    if answer.error is not None:
-        found += _envelope_problems(answer.path, answer.error)
-    if not answer.body.endswith(b"\n\n"):
-        found.append("a stream that ends in the middle of an event")
+    found = stream_problems(answer.body)
+    if not found and answer.error is not None:
+        found = _envelope_problems(answer.path, answer.error)
     return found
 
 
@@ -153,17 +129,6 @@ def _envelope_problems(path: str, error: dict[str, Any] | None) -> list[str]:
     expected = {"message", "type", "param", "code"} if "chat" in path else {"message", "type"}
     missing = expected - error.keys()
     return [f"an error without {', '.join(sorted(missing))}: {error}"] if missing else []
-
-
-def _event(block: str) -> Event:
-    name, data = "", []
-    for line in block.split("\n"):
-        key, _, value = line.partition(":")
-        if key == "event":
-            name = value.strip()
-        elif key == "data":
-            data.append(value.removeprefix(" "))
-    return Event(name, "\n".join(data))
 
 
 def _error_of(text: str) -> dict[str, Any] | None:
