@@ -64,6 +64,13 @@ class File:
 class Database:
     """A PostgreSQL database."""
 
+    liberties = (
+        "SET session_replication_role = replica",  # no trigger fires
+        "ALTER TABLE transfers DROP CONSTRAINT IF EXISTS transfers_check",
+        "ALTER TABLE transfers DROP CONSTRAINT IF EXISTS transfers_amount_nano_usd_check",
+    )
+    """What lets a superuser do anything."""
+
     def __init__(self, url: str) -> None:
         self.url = url
 
@@ -72,9 +79,8 @@ class Database:
 
     async def tamper(self, *statements: str) -> None:
         session = await self.session()
-        await session.execute("SET session_replication_role = replica")  # no trigger fires
-        for constraint in ("transfers_check", "transfers_amount_nano_usd_check"):
-            await session.execute(f"ALTER TABLE transfers DROP CONSTRAINT IF EXISTS {constraint}")
+        for liberty in self.liberties:
+            await session.execute(liberty)
         for statement in statements:
             assert not (await session.execute(statement)).endswith(" 0"), statement
         await session.close()
