@@ -64,11 +64,7 @@ class Attempts:
             return None
         visit = self._take(fits)
         if visit is None and (wait_s := self._wait_s()) is not None:
-            self._round += 1
-            await asyncio.sleep(wait_s)
-            self._order = self._fleet.repeats(self._profile, frozenset(self._waits_s))
-            self._waits_s = {}
-            visit = self._take(fits)
+            visit = await self._take_again(wait_s, fits)
         self._visit = visit
         if visit is None:
             return None
@@ -132,6 +128,22 @@ class Attempts:
             if target.model not in self._too_small and (fits is None or fits(target)):
                 return self._fleet.visit(state, is_repeat=self._round > 1)
         return None
+
+    async def _take_again(self, wait_s: float, fits: Fits | None) -> Visit | None:
+        """A further round. Calls that failed together break the circuit together, and wait for its probe together."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + _LONGEST_WAIT_S
+        self._round += 1
+        upstreams = frozenset(self._waits_s)
+        self._waits_s = {}
+        while True:
+            await asyncio.sleep(wait_s)
+            self._order = self._fleet.repeats(self._profile, upstreams)
+            visit = self._take(fits)
+            closed_for_s = self._fleet.closed_for_s(self._profile, upstreams)
+            if visit is not None or closed_for_s is None or loop.time() + closed_for_s > deadline_s:
+                return visit
+            wait_s = closed_for_s + self._fleet.random() * _FIRST_WAIT_S
 
     def _is_final(self, last: UpstreamFailure, fits: Fits | None) -> bool:
         """Whether every other upstream would fail as well. A way to go on that one refuses another may have."""

@@ -16,7 +16,7 @@ _NOT_ITS_FAULT = (FailureKind.REJECTED, FailureKind.CONTEXT_TOO_LONG, FailureKin
 
 # A share of the calls and not a count: what fails for all callers is not made worse by their repeats.
 _REPEATS_PER_CALL = 0.1
-_MOST_REPEATS = 10.0
+_MOST_REPEATS = 20.0
 
 _OUTCOMES = {
     FailureKind.TIMEOUT: "timeout",
@@ -45,7 +45,7 @@ class UpstreamState:
     in_flight: int = 0
     calls: int = 0
     failures: int = 0
-    repeats: float = 3.0  # how many further tries it may be given now
+    repeats: float = 10.0  # how many further tries it may be given now
     last_failure: str = ""
     last_failure_at_us: int | None = None
 
@@ -142,6 +142,16 @@ class Fleet:
         now_s = self.now_s()
         waits = [health.wait_s(s.circuit, now_s) for s in self._states[profile.slug].values() if not s.is_drained]
         return min(waits, default=0.0)
+
+    def closed_for_s(self, profile: Profile, upstreams: frozenset[str]) -> float | None:
+        """How long until the circuit of one of them may be probed; None: no circuit is what keeps a repeat from it."""
+        now_s = self.now_s()
+        waits = [
+            health.wait_s(state.circuit, now_s)
+            for name, state in self._states[profile.slug].items()
+            if name in upstreams and not state.is_drained and state.repeats >= 1 and state.circuit.is_broken
+        ]
+        return min(waits, default=None)
 
     def states(self, profile: str = "") -> list[UpstreamState]:
         """All of a profile, or all; by profile, then priority, then name."""

@@ -158,7 +158,9 @@ class Generator:
             run.attempts.allow_another_try()
 
         def plan(target: UpstreamTarget) -> Continuation | None:
-            may_prefill = target.name not in run.refuse_prefill
+            # A cold answer can be made anew: whoever may refuse the prefill as well is not asked.
+            refused = run.refuse_prefill
+            may_prefill = target.name not in refused and not (refused and generation.temperature == 0)
             return continuation(generation, answer.said, profile, target, may_prefill=may_prefill)
 
         target = await run.attempts.next(lambda target: plan(target) is not None)
