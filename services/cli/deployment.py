@@ -1,10 +1,10 @@
-"""The four processes of one machine as values: names, ports, files, environment.
+"""The processes of one machine as values: names, ports, files, environment.
 
 Pure: starts nothing, reads nothing. `manager.py` runs what this module describes.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # In the order in which a drain stops them: whoever calls goes before whoever is called.
@@ -17,6 +17,9 @@ MODULES: Mapping[str, str] = {
 GRPC_OFFSETS: Mapping[str, int] = {"auth": 0, "inference": 1, "metering": 2}
 LINK_PORT_OFFSET = 100
 METRICS_PORT_OFFSET = 200
+REPLICA_PORT_OFFSET = 10
+MOST_REPLICAS = 10
+"""Of one service: the next one's ports would be those of the links."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,10 @@ class Deployment:
     plans: Path | None = None
     upstream_url: str | None = None
     upstream_dialect: str = "openai"
+    postgres_url: str | None = field(default=None, repr=False)
+    redis_url: str | None = field(default=None, repr=False)
+    replicas: Mapping[str, int] = field(default_factory=dict)
+    """How many processes of a service; one of each that is not named."""
 
     @property
     def base_url(self) -> str:
@@ -41,32 +48,46 @@ class Deployment:
     def secrets_dir(self) -> Path:
         return self.data_dir / "secrets"
 
-    def grpc_endpoint(self, service: str) -> str:
-        """`host:port` of a service's plain gRPC listener."""
-        return f"{self.host}:{self.grpc_base_port + GRPC_OFFSETS[service]}"
+    def endpoints(self, service: str) -> list[str]:
+        """`host:port` of the HTTP (edge) or plain gRPC listener of each of a service's processes."""
+        return [f"{self.host}:{self.port_of(service, index)}" for index in range(self.replicas.get(service, 1))]
+
+    def port_of(self, service: str, index: int) -> int:
+        """The port of one process."""
+        first = self.port if service == "edge" else self.grpc_base_port + GRPC_OFFSETS[service]
+        return first + REPLICA_PORT_OFFSET * index
 
     def processes(self) -> list["ProcessSpec"]:
         """Every process, in drain order."""
-        return [ProcessSpec(f"{service}-0", service, self._environment(service)) for service in MODULES]
+        return [
+            ProcessSpec(f"{service}-{index}", service, endpoint, self._environment(service, index))
+            for service in MODULES
+            for index, endpoint in enumerate(self.endpoints(service))
+        ]
 
     def ports(self) -> Iterator[int]:
         """Every port that must be free before the start."""
-        yield self.port
-        for offset in GRPC_OFFSETS.values():
-            port = self.grpc_base_port + offset
-            yield from (port, port + LINK_PORT_OFFSET, port + METRICS_PORT_OFFSET)
+        for service in MODULES:
+            for index in range(self.replicas.get(service, 1)):
+                port = self.port_of(service, index)
+                yield port
+                if service != "edge":
+                    yield from (port + LINK_PORT_OFFSET, port + METRICS_PORT_OFFSET)
 
-    def _environment(self, service: str) -> dict[str, str]:
+    def _environment(self, service: str, index: int) -> dict[str, str]:
         prefix = f"MWS_{service.upper()}_"
-        port = self.port if service == "edge" else self.grpc_base_port + GRPC_OFFSETS[service]
         own = {
-            "NAME": f"{service}-0",
+            "NAME": f"{service}-{index}",
             "HOST": self.host,
-            "PORT": str(port),
+            "PORT": str(self.port_of(service, index)),
             "SECRETS_DIR": str(self.secrets_dir),
             "DATA_DIR": str(self.data_dir),
-            **{f"{callee.upper()}_ENDPOINTS": self.grpc_endpoint(callee) for callee in CALLEES[service]},
+            **{f"{callee.upper()}_ENDPOINTS": ",".join(self.endpoints(callee)) for callee in CALLEES[service]},
         }
+        if service in ("auth", "metering") and self.postgres_url:
+            own["POSTGRES_URL"] = self.postgres_url
+        if service == "auth" and self.redis_url:
+            own["REDIS_URL"] = self.redis_url
         if service == "auth" and self.plans:
             own["PLANS"] = str(self.plans)
         if service in ("edge", "auth") and self.catalogue:  # who may use the company proxy, and from where
@@ -94,11 +115,12 @@ CALLEES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """One process: its name (`auth-0`), its service and the variables that it is given."""
+    """One process: its name (`auth-0`), its service, where it answers and the variables that it is given."""
 
     name: str
     service: str
-    environment: Mapping[str, str]
+    endpoint: str
+    environment: Mapping[str, str] = field(repr=False)
 
     @property
     def module(self) -> str:

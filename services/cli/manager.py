@@ -7,12 +7,13 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import itertools
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grpc
@@ -175,8 +176,8 @@ class Manager:
 
     async def _is_ready(self, child: _Child) -> bool:
         if child.spec.service == "edge":
-            return await _answers_http(self._deployment.host, self._deployment.port, "/readyz")
-        return await _answers_health(self._deployment.grpc_endpoint(child.spec.service))
+            return await _answers_http(child.spec.endpoint, "/readyz")
+        return await _answers_health(child.spec.endpoint)
 
     def _last_lines(self, child: _Child) -> str:
         path = self._log_dir / f"{child.spec.name}.log"
@@ -184,18 +185,22 @@ class Manager:
         return "\n".join([f"last lines of {path}:", *(f"  {line}" for line in lines)])
 
     async def _drain(self) -> None:
-        for child in self._children:
-            process = child.process
-            if process is None or process.returncode is not None:
-                continue
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-            try:
-                await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
-            except TimeoutError:
-                self._announce(f"{child.spec.name} did not stop within {STOP_TIMEOUT_S:g} s; killed")
-                process.kill()
-                await process.wait()
+        """One service after the other, the replicas of a service together."""
+        for _, replicas in itertools.groupby(self._children, key=lambda child: child.spec.service):
+            await asyncio.gather(*(self._stop(child) for child in replicas))
+
+    async def _stop(self, child: _Child) -> None:
+        process = child.process
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
+        except TimeoutError:
+            self._announce(f"{child.spec.name} did not stop within {STOP_TIMEOUT_S:g} s; killed")
+            process.kill()
+            await process.wait()
 
 
 def _die_with_parent() -> None:
@@ -217,16 +222,18 @@ def _is_free(host: str, port: int) -> bool:
     return True
 
 
-def free_ports(host: str, port: int, grpc_base_port: int) -> tuple[int, int]:
-    """The given ports, or the next ones (in steps of 10) at which a whole deployment fits."""
-    while not all(_is_free(host, p) for p in Deployment(host, port, grpc_base_port, Path()).ports()):
-        port, grpc_base_port = port + 10, grpc_base_port + 10
-        if port > 65_000:
-            raise StartError(f"no free ports on {host}")
-    return port, grpc_base_port
+def at_free_ports(deployment: Deployment) -> Deployment:
+    """The deployment at its ports, or at the next ones (in steps of 10) at which the whole of it fits."""
+    while not all(_is_free(deployment.host, port) for port in deployment.ports()):
+        port, grpc_base_port = deployment.port + 10, deployment.grpc_base_port + 10
+        if max(port, grpc_base_port) > 65_000:
+            raise StartError(f"no free ports on {deployment.host}")
+        deployment = replace(deployment, port=port, grpc_base_port=grpc_base_port)
+    return deployment
 
 
-async def _answers_http(host: str, port: int, path: str) -> bool:
+async def _answers_http(endpoint: str, path: str) -> bool:
+    host, _, port = endpoint.rpartition(":")
     try:
         async with asyncio.timeout(1):
             reader, writer = await asyncio.open_connection(host, port)

@@ -18,8 +18,8 @@ from rich.markup import escape
 
 from services.cli import running
 from services.cli.admin import DEFAULT_DATA_DIR, DEFAULT_GRPC_BASE_PORT
-from services.cli.deployment import Deployment
-from services.cli.manager import START_TIMEOUT_S, STOP_TIMEOUT_S, Manager, free_ports
+from services.cli.deployment import MODULES, MOST_REPLICAS, Deployment
+from services.cli.manager import START_TIMEOUT_S, STOP_TIMEOUT_S, Manager, at_free_ports
 from services.cli.running import StartError
 from services.runtime.callers import FOR_ITS_OWNER_ALONE, mint_secrets
 
@@ -27,8 +27,9 @@ app = typer.Typer()
 _err = Console(stderr=True)
 
 DEFAULT_PORT = 8080
+# Their values may hold passwords, so `--detach` hands them on in the environment and not on a command line.
+_POSTGRES, _REDIS = "MWS_POSTGRES_URL", "MWS_REDIS_URL"
 DataDir = Annotated[Path, typer.Option(help="Where databases, secrets, logs and pids live.")]
-SERVICES = ("edge", "auth", "inference", "metering")
 _POLL_S = 0.05
 
 
@@ -48,9 +49,11 @@ def up(
     plans: Annotated[Path | None, _existing("Plans file instead of the packaged one.")] = None,
     upstream: Annotated[str | None, typer.Option(help="One upstream URL for every generation profile.")] = None,
     upstream_dialect: Annotated[str, typer.Option(help="`openai` or `anthropic`.")] = "openai",
-    postgres_url: Annotated[str | None, typer.Option(help="PostgreSQL instead of SQLite.")] = None,
-    redis_url: Annotated[str | None, typer.Option(help="Redis instead of process memory.")] = None,
-    replicas: Annotated[str, typer.Option(help="For example edge=1,auth=1.")] = "",
+    postgres_url: Annotated[str | None, typer.Option(help="PostgreSQL instead of SQLite.", envvar=_POSTGRES)] = None,
+    redis_url: Annotated[
+        str | None, typer.Option(help="Redis or Valkey instead of process memory.", envvar=_REDIS)
+    ] = None,
+    replicas: Annotated[str, typer.Option(help="For example edge=1,auth=3,inference=3,metering=1.")] = "",
     no_restart: Annotated[bool, typer.Option("--no-restart", help="Leave a dead process dead.")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Return once it serves; stop it with `mws down`.")] = False,
     any_port: Annotated[
@@ -59,7 +62,7 @@ def up(
 ) -> None:
     """Start all processes, print `ready http://HOST:PORT` when they answer, and run until SIGTERM."""
     os.umask(FOR_ITS_OWNER_ALONE)
-    _refuse_unsupported(postgres_url, redis_url, replicas)
+    counts = _replicas(replicas, has_postgres=bool(postgres_url), has_redis=bool(redis_url))
     if upstream_dialect not in ("openai", "anthropic"):
         _fail("--upstream-dialect is `openai` or `anthropic`")
     if detach and (there := _until_ready(data_dir)):
@@ -68,8 +71,6 @@ def up(
     if there := running.find(data_dir):
         _fail(f"a gateway already runs on {data_dir} (pid {there.pid}); stop it with `mws down`")
     try:
-        if any_port:
-            port, grpc_base_port = free_ports(host, port, grpc_base_port)
         deployment = Deployment(
             host,
             port,
@@ -79,7 +80,12 @@ def up(
             plans.resolve() if plans else None,
             upstream,
             upstream_dialect,
+            postgres_url or None,
+            redis_url or None,
+            counts,
         )
+        if any_port:
+            deployment = at_free_ports(deployment)
         if detach:
             _detach(deployment, no_restart=no_restart)
             return
@@ -90,21 +96,28 @@ def up(
     raise typer.Exit(status)
 
 
-def _refuse_unsupported(postgres_url: str | None, redis_url: str | None, replicas: str) -> None:
-    if postgres_url or redis_url:
-        _fail("--postgres-url and --redis-url are not supported yet: this version keeps its state in SQLite and memory")
-    for part in filter(None, replicas.split(",")):
-        service, _, count = part.partition("=")
-        if service not in SERVICES or not count.isdigit() or int(count) < 1:
-            _fail(f"--replicas: {part!r} is not one of {', '.join(SERVICES)}, `=`, and a number from 1")
-        if int(count) > 1:
-            _fail(f"--replicas: {service}={count} is not supported yet; embedded state belongs to one process")
+def _replicas(text: str, *, has_postgres: bool, has_redis: bool) -> dict[str, int]:
+    """How many processes of each service; refuses more than one on a store that only one can have."""
+    counts: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        service, _, count = part.strip().partition("=")
+        if service not in MODULES or not count.isdecimal() or not 1 <= int(count) <= MOST_REPLICAS:
+            _fail(
+                f"--replicas: {part!r} is not one of {', '.join(MODULES)}, `=`, and a number from 1 to {MOST_REPLICAS}"
+            )
+        counts[service] = int(count)
+    needed = {
+        "auth": (has_postgres and has_redis, "--postgres-url and --redis-url"),
+        "metering": (has_postgres, "--postgres-url"),
+    }
+    for service, (is_there, options) in needed.items():
+        if counts.get(service, 1) > 1 and not is_there:
+            _fail(f"--replicas: {service}={counts[service]} needs {options}: embedded state belongs to one process")
+    return counts
 
 
-def _detach(deployment: Deployment, *, no_restart: bool) -> None:
-    log_dir = deployment.data_dir / "log"
-    log_dir.mkdir(parents=True, exist_ok=True)
-    log_path = log_dir / "manager.log"
+def _options(deployment: Deployment, *, no_restart: bool) -> list[str]:
+    """The options that describe the same deployment, but for what may hold passwords."""
     options = ["--host", deployment.host, "--port", str(deployment.port)]
     options += ["--grpc-base-port", str(deployment.grpc_base_port), "--data-dir", str(deployment.data_dir)]
     if deployment.catalogue:
@@ -113,15 +126,24 @@ def _detach(deployment: Deployment, *, no_restart: bool) -> None:
         options += ["--plans", str(deployment.plans)]
     if deployment.upstream_url:
         options += ["--upstream", deployment.upstream_url, "--upstream-dialect", deployment.upstream_dialect]
-    if no_restart:
-        options.append("--no-restart")
+    if deployment.replicas:
+        options += ["--replicas", ",".join(f"{service}={count}" for service, count in deployment.replicas.items())]
+    return [*options, "--no-restart"] if no_restart else options
+
+
+def _detach(deployment: Deployment, *, no_restart: bool) -> None:
+    log_dir = deployment.data_dir / "log"
+    log_dir.mkdir(parents=True, exist_ok=True)
+    log_path = log_dir / "manager.log"
+    stores = {_POSTGRES: deployment.postgres_url or "", _REDIS: deployment.redis_url or ""}
     offset = log_path.stat().st_size if log_path.exists() else 0
     with log_path.open("ab") as log:
         manager = subprocess.Popen(  # noqa: S603 - our own interpreter and our own options
-            [sys.executable, "-m", "services.cli.main", "up", *options],
+            [sys.executable, "-m", "services.cli.main", "up", *_options(deployment, no_restart=no_restart)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            env={**os.environ, **stores},  # noqa: TID251 - the child needs PATH
             start_new_session=True,
         )
     deadline = time.monotonic() + START_TIMEOUT_S + 5
@@ -157,7 +179,7 @@ def down(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
         print("not running")
         return
     os.kill(there.pid, signal.SIGTERM)
-    deadline = time.monotonic() + STOP_TIMEOUT_S * len(SERVICES)
+    deadline = time.monotonic() + STOP_TIMEOUT_S * len(MODULES)
     while running.find(data_dir):
         if time.monotonic() > deadline:
             _fail(f"process {there.pid} still drains")

@@ -188,9 +188,9 @@ def test_a_data_directory_belongs_to_one_gateway(gateway: Gateway) -> None:
 
 
 UNSUPPORTED = [
-    pytest.param(["--postgres-url", "postgresql://x"], "not supported yet", id="PostgreSQL"),
-    pytest.param(["--redis-url", "redis://x"], "not supported yet", id="Redis"),
-    pytest.param(["--replicas", "edge=1,auth=3"], "not supported yet", id="replicas"),
+    pytest.param(["--replicas", "edge=1,auth=3"], "--redis-url", id="replicas on embedded holds"),
+    pytest.param(["--redis-url", "redis://x", "--replicas", "auth=2"], "--postgres-url", id="on embedded accounts"),
+    pytest.param(["--replicas", "metering=2"], "--postgres-url", id="replicas on an embedded ledger"),
     pytest.param(["--replicas", "nose=1"], "nose=1", id="no such service"),
     pytest.param(["--upstream", "http://x", "--upstream-dialect", "latin"], "--upstream-dialect", id="dialect"),
     pytest.param(["--catalog", "/nowhere.yaml"], "does not exist", id="no catalogue file"),
