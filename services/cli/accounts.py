@@ -1,4 +1,4 @@
-"""`mws account`, `mws key` and `mws team`: who may call.
+"""`mws account` and `mws team`: who pays, and who acts for whom.
 
 Owns the commands' options and their output; every rule is the service's.
 """
@@ -10,15 +10,12 @@ from mws.admission.v1 import account_service_pb2 as account_pb
 from mws.admission.v1 import key_service_pb2 as key_pb
 from mws.metering.v1 import ledger_service_pb2 as ledger_pb
 
-from services.cli.admin import Admin, admin_command, call
+from services.cli.admin import AccountOption, Admin, admin_command, call, every
 from services.cli.money import nano_from_usd, usd_from_nano
 from services.runtime.ids import new_id
 
 account_app = typer.Typer(help="Accounts: who pays, under which ceilings.", no_args_is_help=True)
-key_app = typer.Typer(help="API keys of accounts.", no_args_is_help=True)
 team_app = typer.Typer(help="Internal teams that act for an account over gRPC.", no_args_is_help=True)
-
-AccountOption = Annotated[str, typer.Option("--account", help="Account id, or a name that only one account has.")]
 
 
 @admin_command(account_app, "create")
@@ -31,6 +28,7 @@ def create_account(
     rpm: Annotated[int | None, typer.Option(help="Requests per minute, instead of the tier's.")] = None,
     tpm: Annotated[int | None, typer.Option(help="Tokens per minute, instead of the tier's.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Calls at the same time, instead of the tier's.")] = None,
+    request_id: Annotated[str, typer.Option(help="UUIDv7 that makes the command repeatable; one is made up.")] = "",
 ) -> None:
     """Create an account with its first API key, and with credits if asked for."""
     grants = [
@@ -38,7 +36,7 @@ def create_account(
         for kind, usd in ((ledger_pb.CREDIT_KIND_PURCHASE, credit_usd), (ledger_pb.CREDIT_KIND_PROMOTION, promo_usd))
         if usd is not None
     ]
-    request_id = new_id()
+    request_id = request_id or new_id()
     overrides = account_pb.CeilingOverrides(
         requests_per_minute=rpm, tokens_per_minute=tpm, concurrent_calls=concurrency
     )
@@ -56,12 +54,13 @@ def create_account(
             ),
         )
         balance = granted.balance_nano_usd
-    made = call(admin.keys.CreateKey, key_pb.CreateKeyRequest(account_id=account.account_id, name="first key"))
+    first_key = key_pb.CreateKeyRequest(account_id=account.account_id, name="first key", request_id=request_id)
+    made = call(admin.keys.CreateKey, first_key)
     admin.report.record(
         "Account created; the key is shown this once",
         {
             "account_id": account.account_id,
-            "api_key": made.api_key,
+            "api_key": made.api_key or None,
             "key_id": made.key.key_id,
             "balance_nano_usd": balance,
         },
@@ -72,14 +71,9 @@ def create_account(
 @admin_command(account_app, "list")
 def list_accounts(admin: Admin) -> None:
     """List accounts, oldest first."""
-    rows, page_token = [], ""
-    while True:
-        request = account_pb.ListAccountsRequest(page_size=1000, page_token=page_token)
-        page = call(admin.accounts.ListAccounts, request)
-        rows += [_account_row(account) for account in page.accounts]
-        page_token = page.next_page_token
-        if not page_token:
-            break
+    rows = [
+        _account_row(row) for row in every(admin.accounts.ListAccounts, account_pb.ListAccountsRequest(), "accounts")
+    ]
     admin.report.rows(
         "accounts", ["account_id", "name", "plan", "tier", "requests_per_minute", "tokens_per_minute"], rows
     )
@@ -92,7 +86,40 @@ def show_account(admin: Admin, account: AccountOption) -> None:
     admin.report.record("Account", _account_row(call(admin.accounts.GetAccount, request).account))
 
 
-def _account_row(account: account_pb.Account) -> dict[str, str | int | bool]:
+@admin_command(account_app, "update")
+def update_account(
+    admin: Admin,
+    account: AccountOption,
+    name: Annotated[str | None, typer.Option(help="A new name.")] = None,
+    plan: Annotated[str | None, typer.Option(help="A new plan; acts at the next call.")] = None,
+    rpm: Annotated[int | None, typer.Option(help="Requests per minute; 0 for the tier's.")] = None,
+    tpm: Annotated[int | None, typer.Option(help="Tokens per minute; 0 for the tier's.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Calls at the same time; 0 for the tier's.")] = None,
+    suspended: Annotated[bool | None, typer.Option("--suspend/--resume", help="Refuse or serve its calls.")] = None,
+) -> None:
+    """Change what is named and nothing else; acts at the account's next call."""
+    changed = account_pb.Account(account_id=admin.account_id(account), name=name or "", plan=plan or "")
+    changed.suspended = bool(suspended)
+    paths = [field for field, value in (("name", name), ("plan", plan), ("suspended", suspended)) if value is not None]
+    ceilings = {"requests_per_minute": rpm, "tokens_per_minute": tpm, "concurrent_calls": concurrency}
+    for field, ceiling in ceilings.items():
+        if ceiling is not None:
+            paths.append(f"overrides.{field}")
+            if ceiling:
+                setattr(changed.overrides, field, ceiling)
+    request = account_pb.UpdateAccountRequest(account=changed)
+    request.update_mask.paths.extend(paths)
+    admin.report.record("Account updated", _account_row(call(admin.accounts.UpdateAccount, request).account))
+
+
+@admin_command(account_app, "close")
+def close_account(admin: Admin, account: AccountOption) -> None:
+    """End an account for ever: its keys and teams stop at the next call. Its ledger stays."""
+    request = account_pb.CloseAccountRequest(account_id=admin.account_id(account))
+    admin.report.record("Account closed", _account_row(call(admin.accounts.CloseAccount, request).account))
+
+
+def _account_row(account: account_pb.Account) -> dict[str, str | int | bool | None]:
     return {
         "account_id": account.account_id,
         "name": account.name,
@@ -103,75 +130,7 @@ def _account_row(account: account_pb.Account) -> dict[str, str | int | bool]:
         "concurrent_calls": account.ceilings.concurrent_calls,
         "suspended": account.suspended,
         "created_at": account.created_at.ToJsonString(),
-    }
-
-
-@admin_command(key_app, "create")
-def create_key(
-    admin: Admin,
-    account: AccountOption,
-    name: Annotated[str, typer.Option(help="For people.")] = "",
-    rpm: Annotated[int | None, typer.Option(help="Requests per minute of this key.")] = None,
-    tpm: Annotated[int | None, typer.Option(help="Tokens per minute of this key.")] = None,
-) -> None:
-    """Make a key and show it, this once."""
-    throttle = key_pb.KeyThrottle(requests_per_minute=rpm, tokens_per_minute=tpm)
-    request = key_pb.CreateKeyRequest(account_id=admin.account_id(account), name=name, throttle=throttle)
-    made = call(admin.keys.CreateKey, request)
-    admin.report.record(
-        "Key created; it is shown this once",
-        {"key_id": made.key.key_id, "api_key": made.api_key, "account_id": made.key.account_id},
-    )
-
-
-@admin_command(key_app, "list")
-def list_keys(admin: Admin, account: AccountOption) -> None:
-    """List an account's keys, revoked ones included."""
-    account_id, rows, page_token = admin.account_id(account), [], ""
-    while True:
-        request = key_pb.ListKeysRequest(account_id=account_id, page_size=1000, page_token=page_token)
-        page = call(admin.keys.ListKeys, request)
-        rows += [_key_row(key) for key in page.keys]
-        page_token = page.next_page_token
-        if not page_token:
-            break
-    admin.report.rows("keys", ["key_id", "name", "prefix", "state", "throttle_rpm", "throttle_tpm"], rows)
-
-
-@admin_command(key_app, "revoke")
-def revoke_key(admin: Admin, key_id: Annotated[str, typer.Option("--key", help="The key's id.")]) -> None:
-    """End a key for ever, everywhere, at its next use."""
-    key = call(admin.keys.RevokeKey, key_pb.RevokeKeyRequest(key_id=key_id)).key
-    admin.report.record("Key revoked", _key_row(key))
-
-
-@admin_command(key_app, "throttle")
-def throttle_key(
-    admin: Admin,
-    key_id: Annotated[str, typer.Option("--key", help="The key's id.")],
-    rpm: Annotated[int | None, typer.Option(help="Requests per minute; leave out for none of its own.")] = None,
-    tpm: Annotated[int | None, typer.Option(help="Tokens per minute; leave out for none of its own.")] = None,
-) -> None:
-    """Set a key's own ceilings; without --rpm and --tpm, remove them."""
-    throttle = key_pb.KeyThrottle(requests_per_minute=rpm, tokens_per_minute=tpm)
-    request = key_pb.UpdateKeyRequest(key=key_pb.Key(key_id=key_id, throttle=throttle))
-    request.update_mask.paths.append("throttle")
-    admin.report.record("Key throttled", _key_row(call(admin.keys.UpdateKey, request).key))
-
-
-def _key_row(key: key_pb.Key) -> dict[str, str | int | None]:
-    own = key.throttle
-    return {
-        "key_id": key.key_id,
-        "account_id": key.account_id,
-        "name": key.name,
-        "prefix": key.prefix,
-        "state": "revoked" if key.HasField("revoked_at") else "active",
-        "throttle_rpm": own.requests_per_minute if own.HasField("requests_per_minute") else None,
-        "throttle_tpm": own.tokens_per_minute if own.HasField("tokens_per_minute") else None,
-        "created_at": key.created_at.ToJsonString(),
-        "expires_at": key.expires_at.ToJsonString() if key.HasField("expires_at") else None,
-        "last_used_at": key.last_used_at.ToJsonString() if key.HasField("last_used_at") else None,
+        "closed_at": account.closed_at.ToJsonString() if account.HasField("closed_at") else None,
     }
 
 
@@ -194,9 +153,14 @@ def create_team(
 @admin_command(team_app, "list")
 def list_teams(admin: Admin, account: AccountOption) -> None:
     """List the teams of an account."""
-    request = account_pb.ListTeamsRequest(account_id=admin.account_id(account), page_size=1000)
-    rows = [
-        {"team_id": team.team_id, "issuer": team.issuer, "subject": team.subject}
-        for team in call(admin.accounts.ListTeams, request).teams
-    ]
+    request = account_pb.ListTeamsRequest(account_id=admin.account_id(account))
+    teams = every(admin.accounts.ListTeams, request, "teams")
+    rows = [{"team_id": team.team_id, "issuer": team.issuer, "subject": team.subject} for team in teams]
     admin.report.rows("teams", ["team_id", "issuer", "subject"], rows)
+
+
+@admin_command(team_app, "delete")
+def delete_team(admin: Admin, team_id: Annotated[str, typer.Option("--team", help="The team's id.")]) -> None:
+    """End a team's right at its next call."""
+    call(admin.accounts.DeleteTeam, account_pb.DeleteTeamRequest(team_id=team_id))
+    admin.report.record("Team deleted", {"team_id": team_id})

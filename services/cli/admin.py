@@ -15,7 +15,9 @@ import typer
 from google.rpc import status_pb2
 from mws.admission.v1 import account_service_pb2 as account_pb
 from mws.admission.v1.account_service_pb2_grpc import AccountServiceStub
+from mws.admission.v1.audit_service_pb2_grpc import AuditServiceStub
 from mws.admission.v1.key_service_pb2_grpc import KeyServiceStub
+from mws.admission.v1.plan_service_pb2_grpc import PlanServiceStub
 from mws.inference.v1.routing_service_pb2_grpc import RoutingServiceStub
 from mws.metering.v1.ledger_service_pb2_grpc import LedgerServiceStub
 from mws.metering.v1.usage_service_pb2_grpc import UsageServiceStub
@@ -30,6 +32,7 @@ DEFAULT_GRPC_HOST = "127.0.0.1"
 DEFAULT_DATA_DIR = Path(".mws")
 DEFAULT_GRPC_BASE_PORT = 50051
 TIMEOUT_S = 30.0
+LARGEST_PAGE = 1000
 
 
 class Admin:
@@ -43,6 +46,8 @@ class Admin:
         auth, inference, metering = self._channels
         self.accounts = AccountServiceStub(auth)
         self.keys = KeyServiceStub(auth)
+        self.plans = PlanServiceStub(auth)
+        self.audit = AuditServiceStub(auth)
         self.routing = RoutingServiceStub(inference)
         self.ledger = LedgerServiceStub(metering)
         self.usage = UsageServiceStub(metering)
@@ -91,6 +96,17 @@ def call(method: Any, request: Any) -> Any:
         raise _decoded(error) from None
 
 
+def every(method: Any, request: Any, field: str) -> list[Any]:
+    """The items of all pages of a list. Raises GatewayError."""
+    request.page_size, found = LARGEST_PAGE, []
+    while True:
+        answer = call(method, request)
+        found += getattr(answer, field)
+        if not answer.next_page_token:
+            return found
+        request.page_token = answer.next_page_token
+
+
 def _decoded(error: Any) -> GatewayError:
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":
@@ -99,6 +115,8 @@ def _decoded(error: Any) -> GatewayError:
         return ServiceUnavailableError("no service answers there; is the gateway running (`mws up`)?")
     return from_status(status_pb2.Status(code=error.code().value[0], message=error.details() or ""))
 
+
+AccountOption = Annotated[str, typer.Option("--account", help="Account id, or a name that only one account has.")]
 
 GrpcHost = Annotated[
     str | None, typer.Option(help="Host of the services. Default: of what runs on the data directory.")

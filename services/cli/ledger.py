@@ -11,8 +11,7 @@ from mws.common.v1 import token_usage_pb2
 from mws.metering.v1 import ledger_service_pb2 as ledger_pb
 from mws.metering.v1 import usage_service_pb2 as usage_pb
 
-from services.cli.accounts import AccountOption
-from services.cli.admin import Admin, admin_command, call
+from services.cli.admin import AccountOption, Admin, admin_command, call
 from services.cli.money import nano_from_usd, usd_from_nano
 
 LARGEST_PAGE = 1000

@@ -10,7 +10,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # noqa: TID251 - a s
 
 import typer
 
-from services.cli import accounts, demo, ledger, up, upstreams
+from services.cli import accounts, audit, demo, keys, ledger, plans, up, upstreams
 
 app = typer.Typer(
     name="mws",
@@ -22,8 +22,10 @@ app = typer.Typer(
 for group in (up.app, demo.app, ledger.app):
     app.registered_commands += group.registered_commands
 app.add_typer(accounts.account_app, name="account")
-app.add_typer(accounts.key_app, name="key")
+app.add_typer(keys.app, name="key")
 app.add_typer(accounts.team_app, name="team")
+app.add_typer(plans.app, name="plan")
+app.add_typer(audit.app, name="audit")
 app.add_typer(ledger.credit_app, name="credit")
 app.add_typer(ledger.ledger_app, name="ledger")
 app.add_typer(upstreams.app, name="upstream")
