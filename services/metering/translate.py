@@ -16,7 +16,7 @@ from mws.metering.v1 import usage_service_pb2 as usage_pb
 
 from services.metering.charging import Ending, Operation, UsageEvent
 from services.metering.granting import Credit
-from services.metering.ledger import MAX_GRANT_NANO_USD, CreditKind, Transfer, customer_account
+from services.metering.ledger import MAX_GRANT_NANO_USD, CreditKind, Customer, Transfer, customer_account
 from services.metering.ports import PostedCall, Rejection, UsageRecord
 from services.metering.pricing import NO_USAGE, ProfilePrice, TokenUsage, price_book_version
 from services.metering.usage import OutcomeKind, RecordOutcome
@@ -320,4 +320,14 @@ def record_to_pb(record: UsageRecord) -> usage_pb.UsageRecord:
         charged_nano_usd=record.charge.nano_usd,
         flags=record.charge.flags,
         recorded_at=timestamp(record.recorded_at_us),
+    )
+
+
+def balance_to_pb(customer: Customer) -> pb.AccountBalance:
+    """What an account has, as auth-and-limits needs it."""
+    return pb.AccountBalance(
+        account_id=customer.account_id,
+        seq=customer.seq,
+        balance_nano_usd=customer.balance_nano_usd,
+        lifetime_paid_nano_usd=customer.lifetime_paid_nano_usd,
     )
