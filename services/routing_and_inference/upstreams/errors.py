@@ -7,13 +7,17 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
 
 import msgspec
 
+from services.routing_and_inference.catalog import UpstreamTarget
 from services.routing_and_inference.ports import FailureKind, UpstreamFailure
 from services.routing_and_inference.upstreams.http import HttpFailure, HttpFailureKind
 
+_REMOVED = "[removed]"
 _MOST_TEXT = 300  # characters of an upstream's message that a caller gets to see
+_MOST_READ = 2400  # characters of it that are looked at
 _LONGEST_WAIT = timedelta(minutes=10)
 
 _OF_HTTP = {
@@ -25,7 +29,28 @@ _OF_HTTP = {
 
 _REQUEST_AT_FAULT = frozenset({400, 413, 422})
 _CANNOT_NOW = frozenset({408, 409, 425, 429, 529})
-_OUR_ACCOUNT = frozenset({"insufficient_quota", "billing_error", "authentication_error", "permission_error"})
+# Ours to repair, with whatever status it comes: some providers say it with 400.
+_OUR_ACCOUNT = frozenset(
+    {
+        "account_deactivated",
+        "authentication_error",
+        "billing_error",
+        "billing_hard_limit_reached",
+        "billing_not_active",
+        "insufficient_quota",
+        "invalid_api_key",
+        "model_not_found",
+        "permission_denied",
+        "permission_error",
+        "unauthenticated",
+    }
+)
+_OURS_IN_WORDS = re.compile(
+    r"\bapi[ _-]?keys?\b|credit balance|\bbilling\b|\bpayment\b|\bquota\b|\bunauthori[sz]ed\b|not authori[sz]ed"
+    r"|organi[sz]ation (?:has been |is )?(?:disabled|not)|\bproject (?:has been |is )?(?:disabled|not|archived)"
+    r"|\bmodel\b.{0,120}?(?:does not exist|not found|is not available|no longer|decommissioned|deprecated)",
+    re.IGNORECASE | re.DOTALL,
+)
 _OVERLOADED_TYPES = frozenset(
     {"overloaded_error", "rate_limit_error", "rate_limit_exceeded", "overloaded", "429", "529"}
 )
@@ -42,23 +67,34 @@ _CONTEXT_TEXT = re.compile(
     re.IGNORECASE,
 )
 
+_TOP_LEVELS = "com|net|org|io|ai|dev|cloud|internal|local|localdomain|lan|corp|svc|run|app|co|eu|de|fr|uk|us|cn|ru|ch"
 # What may name an account, a key or a machine of the provider or of ours.
 _PRIVATE = re.compile(
-    r"https?://\S+|\bwww\.\S+"  # addresses
-    r"|\b[\w.+-]+@[\w-]+\.[\w.]+"  # e-mail
-    r"|\b(?:sk|pk|rk|gsk|xai|key|org|proj|req|acct|user|team|Bearer)[-_ ][A-Za-z0-9*._-]{6,}"  # keys and ids
+    r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]*://\S+|\bwww\.\S+"  # addresses
+    r"|(?<![\w.+-])[\w.+-]+@[\w-]+\.[\w.]+"  # e-mail
+    r"|\b(?:sk|pk|rk|gsk|xai|key|org|proj|project|req|acct|user|team|tenant|Bearer|Basic)[-_ ][A-Za-z0-9*._/+=-]{6,}"
+    r"|\b(?:AKIA|ASIA|AIza|ya29|ghp|glpat|hf)[A-Za-z0-9_-]{8,}"  # keys that are known by how they begin
+    r"|\beyJ[\w-]+\.[\w-]+\.?[\w-]*"  # JSON web tokens
     r"|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b"  # IPv4
-    r"|\b[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.(?:com|net|org|io|ai|dev|cloud|internal|local|run)\b(?::\d+)?"  # host names
-    r"|\b(?=[A-Za-z0-9_-]*\d)(?=[A-Za-z0-9_-]*[A-Za-z])[A-Za-z0-9_-]{24,}\b",  # anything that looks like a token
+    r"|(?<![\w:])(?=[0-9a-f:]*:[0-9a-f:]*:)[0-9a-f]*(?::[0-9a-f]*){2,7}(?![\w:])"  # IPv6
+    rf"|(?<![A-Za-z0-9.-])[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.(?:{_TOP_LEVELS})\b(?::\d+)?"  # host names
+    r"|\blocalhost(?::\d+)?\b"
+    r"|\b\d{9,}\b"  # numbers of accounts and projects
+    # anything that looks like a token
+    r"|(?<![A-Za-z0-9_-])(?=[A-Za-z0-9_-]*\d)(?=[A-Za-z0-9_-]*[A-Za-z])[A-Za-z0-9_-]{20,}\b",
     re.IGNORECASE,
 )
+_SHORTEST_SECRET = 6  # characters; anything shorter is a placeholder
 
 
-class ErrorBody(msgspec.Struct, frozen=True):
+class ErrorBody(msgspec.Struct):
     """What an error body says, whatever its shape; either may be empty. `labels`: its type and code in lower case."""
 
     message: str = ""
     labels: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        self.message = self.message[:_MOST_READ]
 
 
 def of_http(failure: HttpFailure, *, accepted: bool) -> UpstreamFailure:
@@ -120,18 +156,26 @@ def read_error(body: bytes) -> ErrorBody:
     try:
         return _error_of(msgspec.json.decode(body))
     except (msgspec.DecodeError, UnicodeDecodeError):
-        text = body[: 4 * _MOST_TEXT].decode("utf-8", "replace").strip()
+        text = body[:_MOST_READ].decode("utf-8", "replace").strip()
         return ErrorBody("" if text.startswith("<") else text)
 
 
 def clean(message: str) -> str:
     """A short message without anything that names an account, a key or a machine."""
-    text = " ".join(_PRIVATE.sub("[removed]", message[: 8 * _MOST_TEXT]).split())
+    text = " ".join(_PRIVATE.sub(_REMOVED, message[:_MOST_READ]).split())
     return text if len(text) <= _MOST_TEXT else f"{text[: _MOST_TEXT - 1]}…"
 
 
+def scrub(failure: UpstreamFailure, target: UpstreamTarget) -> None:
+    """Takes out of a failure's message what we know of this upstream and callers must not."""
+    if failure.message:
+        for secret in (target.api_key, urlsplit(target.base_url).netloc, urlsplit(target.base_url).hostname or ""):
+            if len(secret) >= _SHORTEST_SECRET:
+                failure.message = failure.message.replace(secret, _REMOVED)
+
+
 def _of_request(status: int, error: ErrorBody, *, accepted: bool) -> UpstreamFailure:
-    if _MODELS_OWN_FAULT in error.labels:
+    if _MODELS_OWN_FAULT in error.labels or _is_ours(error):
         return UpstreamFailure(FailureKind.UNAVAILABLE, retryable=True, status=status, accepted=accepted)
     too_long = bool(error.labels & _CONTEXT_CODES) or _CONTEXT_TEXT.search(error.message) is not None
     return UpstreamFailure(
@@ -141,6 +185,10 @@ def _of_request(status: int, error: ErrorBody, *, accepted: bool) -> UpstreamFai
         accepted=accepted,
         message=clean(error.message),
     )
+
+
+def _is_ours(error: ErrorBody) -> bool:
+    return bool(error.labels & _OUR_ACCOUNT) or _OURS_IN_WORDS.search(error.message) is not None
 
 
 def _error_of(body: object) -> ErrorBody:

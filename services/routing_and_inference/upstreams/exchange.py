@@ -66,7 +66,9 @@ async def post(http: HttpClient, attempt: Attempt, url: str, headers: Headers, b
         text = b""  # the status says enough
     finally:
         response.close()
-    raise errors.of_status(response.status, response.header, text)
+    refusal = errors.of_status(response.status, response.header, text)
+    errors.scrub(refusal, attempt.target)
+    raise refusal
 
 
 async def ask(http: HttpClient, attempt: Attempt, url: str, headers: Headers, body: bytes) -> bytes:
@@ -131,9 +133,10 @@ async def relay(
         finished = answer.end(done=done)
         response.leave()
         yield [*events.take(due=True), finished]
-    except UpstreamFailure:
+    except UpstreamFailure as failure:
         if batch := events.take():
             yield batch  # what was said before the failure stands
+        errors.scrub(failure, request.target)
         raise
     finally:
         response.close()

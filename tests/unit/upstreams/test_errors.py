@@ -1,6 +1,7 @@
 """What an upstream's failure means, and what of its text a caller may see."""
 
 import json
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.routing_and_inference.catalog import UpstreamTarget
 from services.routing_and_inference.ports import FailureKind, UpstreamFailure
 from services.routing_and_inference.upstreams import errors
 
@@ -39,6 +41,17 @@ def failure(status: int, body: Any = b"", **headers: str) -> UpstreamFailure:
                      id="the model's own fault"),
         pytest.param(401, {"error": {"message": "Incorrect API key provided: sk-abc"}}, K.UNAVAILABLE, True,
                      id="our key"),
+        pytest.param(400, {"error": {"message": "API key not valid. Please pass a valid API key.",
+                     "status": "INVALID_ARGUMENT"}}, K.UNAVAILABLE, True, id="our key with 400"),
+        pytest.param(400, {"type": "error", "error": {"type": "invalid_request_error",
+                     "message": "Your credit balance is too low to access the Anthropic API."}}, K.UNAVAILABLE, True,
+                     id="our bill with 400"),
+        pytest.param(400, {"error": {"message": "The model `x` does not exist or you do not have access to it."}},
+                     K.UNAVAILABLE, True, id="our model name with 400"),
+        pytest.param(400, {"error": {"message": "This organization has been disabled."}}, K.UNAVAILABLE, True,
+                     id="our organisation with 400"),
+        pytest.param(400, {"error": {"message": "This model does not support image input."}}, K.REJECTED, False,
+                     id="a wish that the model cannot fulfil"),
         pytest.param(402, b"", K.UNAVAILABLE, True, id="our bill"),
         pytest.param(403, b"", K.UNAVAILABLE, True, id="our permission"),
         pytest.param(404, {"error": {"code": "model_not_found"}}, K.UNAVAILABLE, True, id="our model name"),
@@ -99,6 +112,18 @@ def test_what_says_nothing_is_empty(body: Any) -> None:
         "gpu-7.cluster.local",
         "Bearer abcdef123456",
         "3f2b8c9d0e1f4a5b6c7d8e9f0a1b2c3d",
+        "AKIAIOSFODNN7EXAMPLE",
+        "AIzaSyA1234567890abcdefghij",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abc-def",
+        "project-123456789",
+        "tenant_abcdef",
+        "123456789012",
+        "grpc://10.1.2.3:50051/x",
+        "redis://user:pw@cache",
+        "fe80::1ff:fe23:4567:890a",
+        "localhost:8000",
+        "llm.prod.example.co",
+        "0192f0c1-2345-7000-8000-000000000001",
     ],
 )
 def test_a_caller_never_sees_whose_account_it_was(secret: str) -> None:
@@ -107,9 +132,37 @@ def test_a_caller_never_sees_whose_account_it_was(secret: str) -> None:
     assert message.startswith("Invalid value in request (")
 
 
-def test_ordinary_words_stay() -> None:
-    text = "Invalid schema for function 'get_weather': 'strng' is not valid under any of the given schemas."
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Invalid schema for function 'get_weather': 'strng' is not valid under any of the given schemas.",
+        "tools.0.custom.input_schema: JSON schema is invalid at 12:30, see messages.1.content.0.text",
+        "max_tokens: 128001 > 128000, which is the maximum allowed number of output tokens",
+        "Unsupported value: 'temperature' does not support 0.5 with this model. Only the default (1) is supported.",
+    ],
+)
+def test_ordinary_words_stay(text: str) -> None:
     assert failure(400, {"error": {"message": text}}).message == text
+
+
+def test_what_we_know_of_an_upstream_is_taken_out_whatever_it_looks_like() -> None:
+    target = UpstreamTarget("primary", "openai", "http://gpu-box:8000/v1", "m", "plainkey")
+    failed = failure(400, {"error": {"message": "gpu-box:8000 says: plainkey at gpu-box may not do this"}})
+    errors.scrub(failed, target)
+    assert failed.message == "[removed] says: [removed] at [removed] may not do this"
+    short = UpstreamTarget("primary", "openai", "http://a/v1", "m", "x")
+    failed = failure(400, {"error": {"message": "a box"}})
+    errors.scrub(failed, short)
+    assert failed.message == "a box"
+
+
+@pytest.mark.parametrize(
+    "text", ["a." * 60_000, "model " * 40_000, "a-" * 60_000, "input tokens + " * 20_000, ":" * 9000]
+)
+def test_no_text_keeps_us_busy(text: str) -> None:
+    began = time.process_time()
+    failure(400, {"error": {"message": text}})
+    assert time.process_time() - began < 0.5
 
 
 def test_failures_that_are_not_the_callers_have_no_text() -> None:
