@@ -59,7 +59,9 @@ class _Identity(TypedDict, total=False):
 class PostgresServer:
     """One PostgreSQL server on a port of its own; the port and the data survive `stop`, `kill` and `start`."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: str) -> None:
+        """`options` are settings of the server in place of those that suit tests."""
+        self._options = _OPTIONS | options
         self.host = "127.0.0.1"
         self.port = _free_port()
         self._folder = Path(tempfile.mkdtemp(prefix="mws-postgres-"))
@@ -103,7 +105,7 @@ class PostgresServer:
         if self.is_running:
             return
         (self._data / "postmaster.pid").unlink(missing_ok=True)
-        options = [part for name, value in _OPTIONS.items() for part in ("-c", f"{name}={value}")]
+        options = [part for name, value in self._options.items() for part in ("-c", f"{name}={value}")]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [self._programs / "postgres", "-D", self._data, "-p", str(self.port), *options],

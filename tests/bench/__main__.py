@@ -19,7 +19,7 @@ from tests.bench.systems import all_systems
 from tests.bench.verdict import Verdict
 
 _PLAIN_WIDTH: Final = 150
-_ONLY = "Sections (link_cost, gateways) or systems (ours, litellm, portkey, nginx, envoy), separated by commas."
+_ONLY = "Sections (link_cost, gateways, ledger) or systems (ours, litellm, portkey, nginx, envoy), separated by commas."
 _CASES = "Cases (small, stream, paced, large), separated by commas."
 
 
@@ -43,6 +43,7 @@ def bench(
     only: Annotated[str, typer.Option(help=_ONLY)] = "",
     case: Annotated[str, typer.Option(help=_CASES)] = "",
     rounds: Annotated[int | None, typer.Option(help="How often each figure is taken.")] = None,
+    ledger_events: Annotated[int | None, typer.Option(help="How many usage events the ledger is given.")] = None,
     check: Annotated[bool, typer.Option(help="Exit with 1 unless every bar is met.")] = False,
 ) -> None:
     """Measures what the gateway costs, beside its peers and its floors."""
@@ -51,7 +52,7 @@ def bench(
     systems = {system.name for system in all_systems(Options())}
     only_names = _known(only, systems | set(sections.NAMES))
     case_names = _known(case, {known.name for known in FULL})
-    options = Options(quick=quick, only=only_names, cases=case_names, rounds=rounds)
+    options = Options(quick=quick, only=only_names, cases=case_names, rounds=rounds, ledger_events=ledger_events)
     console = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
     began = time.monotonic()
     report: dict[str, Any] = {"machine": machine.describe(), "quick": quick, "sections": {}}

@@ -20,6 +20,8 @@ class Options:
     """Names of cases; empty means all."""
     rounds: int | None = None
     """How often each figure is taken; None leaves it to `quick`."""
+    ledger_events: int | None = None
+    """How many usage events the ledger is given; None leaves it to `quick`."""
     build_dir: Path = ROOT / "build"
 
     @property

@@ -12,7 +12,7 @@ from rich.console import Console
 from tests.bench.options import Options
 from tests.bench.verdict import Verdict
 
-NAMES: Final = ("link_cost", "gateways")
+NAMES: Final = ("link_cost", "gateways", "ledger")
 
 
 class Section(Protocol):
