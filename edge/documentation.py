@@ -51,6 +51,58 @@ _STRUCTS: dict[str, list[type[msgspec.Struct]]] = {
 }
 
 
+_TEXTS = {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}}
+_TOKENS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}}
+# Members that the Structs take undecoded, since one of several forms is read from them.
+_READ_LATER: dict[str, dict[str, Any]] = {
+    "EmbeddingsRequest": {
+        "input": {
+            "description": "A text, texts, one list of token ids, or several; at most 2048.",
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {**_TEXTS, "maxItems": 2048},
+                _TOKENS,
+                {"type": "array", "minItems": 1, "maxItems": 2048, "items": _TOKENS},
+            ],
+        }
+    },
+    "RerankRequest": {
+        "documents": {
+            "description": "Texts, or objects with a `text` or with the members to rank by.",
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 1000,
+            "items": {"anyOf": [{"type": "string"}, {"type": "object"}]},
+        }
+    },
+}
+_IDS = {
+    name: {"schema": {"type": "string", "minLength": 1}, "description": text}
+    for name, text in (
+        ("request-id", "Our id of the call."),
+        ("x-request-id", "The caller's own `x-request-id`, else ours."),
+    )
+}
+_RETRY = {
+    "retry-after": {
+        "schema": {"type": "integer", "minimum": 1, "maximum": 60},
+        "required": True,
+        "description": "Seconds to wait.",
+    },
+    "retry-after-ms": {
+        "schema": {"type": "integer", "minimum": 1, "maximum": 60_000},
+        "required": True,
+        "description": "Milliseconds to wait.",
+    },
+}
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+    "description": "Makes a retry safe: the same key and body give the same answer, charged once.",
+}
+
+
 def documentation_app() -> FastAPI:
     """An application that serves the document and its pages, and 404 for everything else."""
     app = FastAPI(title="MWS API", version="1", openapi_url="/openapi.json", docs_url="/docs", redoc_url=None)
@@ -95,6 +147,8 @@ def _schemas() -> dict[str, Any]:
         found.update({prefix + name: schema for name, schema in components.items()})
     for schema in found.values():  # what the Structs do not name is kept or ignored, never refused
         schema.pop("additionalProperties", None)
+    for name, members in _READ_LATER.items():
+        found[name]["properties"].update(members)
     return found
 
 
@@ -132,6 +186,8 @@ def _post(summary: str, shape: str, body: str, reply: str, *, streams: bool, cha
     overloaded = (529,) if shape == "Anthropic" and streams else ()
     conflict = (409,) if charges else ()
     operation = _operation(summary, shape, reply, _failures(shape, *conflict, *overloaded))
+    if charges:
+        operation["parameters"] = [_IDEMPOTENCY_KEY]
     operation["requestBody"] = {"required": True, "content": _json(body)}
     if streams:
         operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
@@ -144,6 +200,11 @@ def _paths() -> dict[str, Any]:
         {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000}},
         {"name": "after_id", "in": "query", "schema": {"type": "string"}},
         {"name": "before_id", "in": "query", "schema": {"type": "string"}},
+        {
+            "name": "lifecycle",
+            "in": "query",
+            "schema": {"type": "array", "items": {"type": "string", "enum": ["active", "deprecated", "retired"]}},
+        },
     ]
     model = _operation("Get a profile by its slug or an alias", "Models", "Model", _failures("OpenAI", 404))
     model["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
@@ -163,7 +224,10 @@ def _paths() -> dict[str, Any]:
             "Create a chat completion", "OpenAI", "OpenAIChatRequest", "OpenAIChatReply", streams=True
         ),
         "/v1/embeddings": _post("Create embeddings", "OpenAI", "EmbeddingsRequest", "EmbeddingsReply", streams=False),
-        "/v1/rerank": _post("Rank documents", "OpenAI", "RerankRequest", "RerankReply", streams=False),
+        **{
+            path: _post("Rank documents", "OpenAI", "RerankRequest", "RerankReply", streams=False)
+            for path in ("/v1/rerank", "/v2/rerank")
+        },
         "/v1/models": {"get": models},
         "/v1/models/{id}": {"get": model},
     }

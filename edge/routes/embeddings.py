@@ -16,7 +16,7 @@ from edge.decoding import decode
 from edge.exchange import Exchange
 from edge.front import Route
 from edge.pipeline import Pipeline
-from edge.problems import BadFieldError, bad_value
+from edge.problems import BadFieldError, Path, bad_value
 from edge.shapes import OPENAI
 
 _INPUTS_MAX = 2048
@@ -69,7 +69,9 @@ def read_embeddings(body: bytes) -> tuple[EmbeddingsRequest, list[pb.EmbedInput]
         given = decode(_input, request.input)
     except BadFieldError:
         raise bad_value(("input",), "expected a string, strings, token ids, or lists of token ids") from None
-    items: Sequence[str | int | list[int]] = [given] if isinstance(given, str) else given
+    if isinstance(given, str):
+        return request, [_one(given, ("input",))]
+    items: Sequence[str | int | list[int]] = given
     ids = [item for item in items if isinstance(item, int)]
     if ids and len(ids) == len(items):
         return request, [_tokens(ids, ("input",))]
@@ -77,18 +79,18 @@ def read_embeddings(body: bytes) -> tuple[EmbeddingsRequest, list[pb.EmbedInput]
         raise bad_value(("input",), "token ids and texts may not be mixed")
     if not 1 <= len(items) <= _INPUTS_MAX:
         raise bad_value(("input",), f"expected 1 to {_INPUTS_MAX} items")
-    return request, [_one(item, at) for at, item in enumerate(items)]
+    return request, [_one(item, ("input", at)) for at, item in enumerate(items)]
 
 
-def _one(item: str | int | list[int], at: int) -> pb.EmbedInput:
+def _one(item: str | int | list[int], path: Path) -> pb.EmbedInput:
     if isinstance(item, list):
-        return _tokens(item, ("input", at))
+        return _tokens(item, path)
     if not item:
-        raise bad_value(("input", at), "may not be empty")
+        raise bad_value(path, "may not be empty")
     return pb.EmbedInput(text=str(item))
 
 
-def _tokens(ids: list[int], path: tuple[str | int, ...]) -> pb.EmbedInput:
+def _tokens(ids: list[int], path: Path) -> pb.EmbedInput:
     if not ids or not all(0 <= token <= _INT32_MAX for token in ids):
         raise bad_value(path, "token ids are numbers from 0, at least one")
     return pb.EmbedInput(token_ids=pb.TokenIds(ids=ids))

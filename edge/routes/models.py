@@ -4,7 +4,7 @@ Owns that object and its paging; refuses to know profiles of its own.
 """
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import parse_qs
 
 import msgspec
@@ -57,6 +57,7 @@ class Page(Struct):
     limit: Annotated[int, Meta(ge=1, le=_LIMIT_MAX)] = _LIMIT_MAX
     after_id: str | None = None
     before_id: str | None = None
+    lifecycle: list[str] = []
 
 
 def model_of(profile: catalog_pb.Profile, name: str = "") -> Model:
@@ -74,6 +75,8 @@ def page_of(models: Sequence[Model], page: Page) -> ModelList:
 
     A cursor whose model is gone is as good as none: a reader between two pages sees some models twice, not too few.
     """
+    if page.lifecycle:
+        models = [model for model in models if model.lifecycle in page.lifecycle]
     places = {model.id: at for at, model in enumerate(models)}
     start = places.get(page.after_id or "", -1) + 1
     end = places.get(page.before_id or "", len(models))
@@ -86,8 +89,9 @@ def page_of(models: Sequence[Model], page: Page) -> ModelList:
 
 def page_from(query: bytes) -> Page:
     """Reads the query string; what is not about paging is ignored."""
-    given = {name: values[-1] for name, values in parse_qs(query.decode("latin-1")).items()}
-    known = {name: given[name] for name in ("limit", "after_id", "before_id") if name in given}
+    given = parse_qs(query.decode("latin-1"))
+    known: dict[str, Any] = {name: given[name][-1] for name in ("limit", "after_id", "before_id") if name in given}
+    known["lifecycle"] = [*given.get("lifecycle", ()), *given.get("lifecycle[]", ())]
     try:
         return msgspec.convert(known, Page, strict=False)
     except msgspec.ValidationError:

@@ -21,17 +21,26 @@ from edge.shapes import OPENAI, Shape
 from services.runtime.errors import GatewayError
 
 _DOCUMENTS_MAX = 1000
+_INT32_MAX = 2**31 - 1
+Positive = Annotated[int, Meta(ge=1, le=_INT32_MAX)]
 
 
 class RerankRequest(Struct, kw_only=True):
-    """The body of POST /v1/rerank. Documents are texts, or objects with a `text` or the fields to rank by."""
+    """The body of POST /v1/rerank. Documents are texts, or objects with a `text` or the fields to rank by.
+
+    What the last four ask for is the upstream's to decide: they are checked, and change nothing.
+    """
 
     query: str
     documents: list[Raw]
-    model: str = ""
-    top_n: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    model: str | None = None
+    top_n: Positive | None = None
     return_documents: bool | None = None
     rank_fields: list[str] | None = None
+    max_tokens_per_doc: Positive | None = None
+    max_chunks_per_doc: Positive | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=_INT32_MAX)] | None = None
+    priority: Annotated[int, Meta(ge=0, le=999)] | None = None
 
 
 class RankedDocument(Struct, omit_defaults=True):
@@ -117,7 +126,9 @@ def rerank_routes(pipeline: Pipeline) -> dict[tuple[str, str], Route]:
         async def work(digest: bytes) -> None:
             body = await pipeline.read_body(exchange, digest)
             request, texts = await pipeline.parse(exchange, digest, lambda: read_rerank(body))
-            call = pb.RerankRequest(call_id=exchange.call_id, model=request.model, query=request.query, documents=texts)
+            call = pb.RerankRequest(
+                call_id=exchange.call_id, model=request.model or "", query=request.query, documents=texts
+            )
             call.credential.api_key_sha256 = digest
             if request.top_n is not None:
                 call.top_n = min(request.top_n, len(texts))

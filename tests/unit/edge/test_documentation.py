@@ -34,7 +34,7 @@ def test_what_charges_may_conflict_with_an_earlier_call() -> None:
     paths = openapi_document()["paths"]
     conflicting = {path for path, item in paths.items() if "409" in item.get("post", {}).get("responses", {})}
 
-    assert conflicting == {"/v1/messages", "/v1/chat/completions", "/v1/embeddings", "/v1/rerank"}
+    assert conflicting == {"/v1/messages", "/v1/chat/completions", "/v1/embeddings", "/v1/rerank", "/v2/rerank"}
 
 
 def test_replies_are_what_the_document_says() -> None:

@@ -234,6 +234,8 @@ MODELS = [Model(name, name, 1, 1) for name in "abcde"]
         (b"limit=2&after_id=gone", "ab", True),
         (b"limit=2&before_id=gone", "ab", True),
         (b"after_id=b&before_id=e", "cd", False),
+        (b"lifecycle[]=active&limit=1", "a", True),
+        (b"lifecycle=retired&lifecycle=deprecated", "", False),
         (b"lifecycle%5B%5D=active&beta=true", "abcde", False),
     ],
 )
@@ -241,7 +243,7 @@ def test_pages(query: bytes, names: str, has_more: bool) -> None:
     page = page_of(MODELS, page_from(query))
 
     assert ("".join(model.id for model in page.data), page.has_more) == (names, has_more)
-    assert (page.first_id, page.last_id) == (names[0], names[-1])
+    assert (page.first_id, page.last_id) == (names[:1] or None, names[-1:] or None)
 
 
 @pytest.mark.parametrize("query", [b"limit=0", b"limit=x", b"limit=1001"])
