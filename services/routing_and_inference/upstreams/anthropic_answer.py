@@ -34,6 +34,7 @@ class _Delta(msgspec.Struct):
     signature: str | None = None
     stop_reason: str | None = None
     stop_sequence: str | None = None
+    stop_details: dict[str, Any] | None = None
     citation: msgspec.Raw = msgspec.Raw()
 
 
@@ -97,6 +98,7 @@ class AnthropicAnswer:
         self._blocks: dict[int, _Block] = {}
         self._stop_reason = ""
         self._stop_sequence = ""
+        self._stop_details: Mapping[str, Any] = {}
         self._usage = TokenUsage()
         self.begun = False
         self._readers: Mapping[str, Callable[[_Event], None]] = {
@@ -144,6 +146,8 @@ class AnthropicAnswer:
         event.finished.reason = self._reason()
         if event.finished.reason == pb.FINISH_REASON_STOP_SEQUENCE:
             event.finished.stop_sequence = self._stop_sequence
+        if event.finished.reason == pb.FINISH_REASON_REFUSAL and self._keeps_opaque and self._stop_details:
+            event.finished.stop_details_json = _refusal(self._stop_details)
         event.finished.usage.CopyFrom(self._usage)
         return event
 
@@ -180,6 +184,7 @@ class AnthropicAnswer:
         self._note_usage(event.usage)
         if event.delta is not None:
             self._note_stop(event.delta.stop_reason, event.delta.stop_sequence)
+            self._stop_details = event.delta.stop_details or self._stop_details
 
     def _begin_block(self, index: int, start: dict[str, Any]) -> None:
         self._end_block(index)
@@ -266,6 +271,8 @@ class AnthropicAnswer:
             self._runs.text(content)
         self._note_usage(message.get("usage"))
         self._note_stop(message.get("stop_reason"), message.get("stop_sequence"))
+        details = message.get("stop_details")
+        self._stop_details = details if isinstance(details, dict) else self._stop_details
 
     def _begin_whole_block(self, index: int, block: dict[str, Any]) -> None:
         if block.get("type") == _TEXT and not block.get("citations"):
@@ -296,6 +303,15 @@ def _refuse_error(payload: bytes) -> None:
     body = _object(payload)
     if body.get("type") == "error" or body.get("error") or "message" in body or "detail" in body:
         raise errors.of_error_in_answer(body)
+
+
+def _refusal(details: Mapping[str, Any]) -> str:
+    """Why the provider refused, in its own words but for what names machines or accounts."""
+    written: dict[str, Any] = {"type": "refusal"}
+    for name in ("category", "explanation"):
+        value = details.get(name)
+        written[name] = errors.clean(value) if isinstance(value, str) else None
+    return _encode(written).decode()
 
 
 def _implied(delta: _Delta) -> str:

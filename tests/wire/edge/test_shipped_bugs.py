@@ -358,3 +358,56 @@ def test_long_names_of_tools_are_shortened_and_restored() -> None:
 def _asking(made: pb.Generation) -> pb.Generation:
     made.messages.add(role=pb.ROLE_USER).content.add().text.text = "hi"
     return made
+
+
+# ---- from an upstream of the same dialect ----
+
+DETAILS = {"type": "refusal", "category": "cyber", "explanation": "Ask https://provider.test/terms"}
+REFUSED = {"stop_reason": "refusal", "stop_sequence": None, "stop_details": DETAILS}
+OPENING = {"id": "m", "type": "message", "role": "assistant", "model": "x", "content": [], "usage": {"input_tokens": 5}}
+
+
+@pytest.mark.parametrize("is_stream", [True, False], ids=["stream", "whole"])
+def test_a_refusal_says_why_without_naming_its_provider(is_stream: bool) -> None:
+    events: list[dict[str, Any]] = [
+        {"type": "message_start", "message": OPENING},
+        {"type": "message_delta", "delta": REFUSED, "usage": {"output_tokens": 0}},
+        {"type": "message_stop"},
+    ]
+    streamed = [b"event: %b\ndata: %b\n\n" % (e["type"].encode(), json.dumps(e).encode()) for e in events]
+    whole = [json.dumps(OPENING | REFUSED | {"usage": {"input_tokens": 5, "output_tokens": 0}}).encode()]
+    request = request_from("anthropic", "anthropic", stream=is_stream)
+    answer = folded(hear(streamed if is_stream else whole, request, "anthropic"))
+
+    assert (answer["stop_reason"], answer["content"]) == ("refusal", [])
+    assert answer["stop_details"] == DETAILS | {"explanation": "Ask [removed]"}
+
+
+SECRET = (
+    "Bad key sk-ant-api03-abcdefghij1234567890 of org-Ab12Cd34Ef at https://api.provider.test/v1 for me@provider.test"
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "public"),
+    [
+        pytest.param(400, "invalid_request_error", 400, id="a request at fault is the caller's"),
+        pytest.param(401, "authentication_error", 503, id="our key is not the caller's"),
+        pytest.param(402, "billing_error", 503, id="our bill is not the caller's"),
+        pytest.param(403, "permission_error", 503, id="our rights are not the caller's"),
+        pytest.param(404, "not_found_error", 503, id="a model that is missing there is not missing here"),
+        pytest.param(429, "rate_limit_error", 529, id="our limit there is not the caller's"),
+        pytest.param(529, "overloaded_error", 529, id="overload is overload"),
+        pytest.param(500, "api_error", 503, id="their defect is no defect of ours"),
+        pytest.param(504, "timeout_error", 504, id="slow is slow"),
+    ],
+)
+def test_what_an_upstream_says_of_us_never_reaches_the_caller(status: int, kind: str, public: int) -> None:
+    body = json.dumps({"type": "error", "error": {"type": kind, "message": SECRET}, "request_id": "req_up"}).encode()
+    request = request_from("anthropic", "anthropic", stream=True)
+    heard = hear([body], request, "anthropic", status=status, is_whole=True)
+
+    assert heard.status == public
+    assert json.loads(heard.body)["type"] == "error"
+    for word in (b"sk-ant", b"org-Ab", b"provider.test", b"req_up"):
+        assert word not in heard.body
