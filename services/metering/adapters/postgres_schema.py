@@ -10,6 +10,7 @@ from services.metering.adapters.postgres_connection import SCHEMA
 from services.metering.migrations import HEAD, SERVED, UnknownSchemaError, check_known, upgrade_script
 
 MONTHS_AHEAD = 3
+_MIGRATION_S = 600.0
 _MIGRATION_LOCK = 0x4D57534C  # one replica migrates, the others wait and find it done
 
 
@@ -24,16 +25,17 @@ async def prepare(connection: Any, *, may_migrate: bool = True) -> None:
         return
     if not may_migrate:
         raise UnknownSchemaError(f"the ledger's database has schema version {revision}: migrate it first")
-    async with connection.transaction():
-        await connection.execute(
-            f"SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0;"
-            f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"
-        )
-        revision = await _revision(connection)
-        if revision == HEAD:
-            return
-        await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
-        await connection.execute(upgrade_script("postgresql", revision))
+    # Before the transaction, so that it begins after another replica's has ended and sees what that one made.
+    await connection.execute("SET statement_timeout = 0; SET lock_timeout = 0")
+    await connection.execute(f"SELECT pg_advisory_lock({_MIGRATION_LOCK})", timeout=_MIGRATION_S)
+    try:
+        async with connection.transaction():
+            revision = await _revision(connection)
+            if revision != HEAD:
+                await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+                await connection.execute(upgrade_script("postgresql", revision), timeout=_MIGRATION_S)
+    finally:
+        await connection.execute(f"SELECT pg_advisory_unlock({_MIGRATION_LOCK})")
 
 
 async def add_months(connection: Any, today: datetime.date) -> None:
