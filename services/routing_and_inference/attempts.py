@@ -13,6 +13,7 @@ from mws.inference.v1 import generation_pb2 as pb
 from services.routing_and_inference import metrics
 from services.routing_and_inference.catalog import Profile, UpstreamTarget
 from services.routing_and_inference.fleet import Fleet, UpstreamState, Visit, outcome_of
+from services.routing_and_inference.health import FIRST_BREAK_S
 from services.routing_and_inference.ports import FailureKind, UpstreamFailure
 from services.runtime.errors import (
     ContextTooLongError,
@@ -64,7 +65,12 @@ class Attempts:
             return None
         visit = self._take(fits)
         if visit is None and (wait_s := self._wait_s()) is not None:
-            visit = await self._take_again(wait_s, fits)
+            upstreams, self._waits_s = frozenset(self._waits_s), {}
+            self._round += 1
+            visit = await self._take_again(upstreams, wait_s, fits)
+        elif visit is None and not self.made and self._fleet.wait_s(self._profile) <= FIRST_BREAK_S:
+            everyone = frozenset(target.name for target in self._profile.upstreams)
+            visit = await self._take_again(everyone, 0.0, fits)
         self._visit = visit
         if visit is None:
             return None
@@ -129,13 +135,10 @@ class Attempts:
                 return self._fleet.visit(state, is_repeat=self._round > 1)
         return None
 
-    async def _take_again(self, wait_s: float, fits: Fits | None) -> Visit | None:
-        """A further round. Calls that failed together break the circuit together, and wait for its probe together."""
+    async def _take_again(self, upstreams: frozenset[str], wait_s: float, fits: Fits | None) -> Visit | None:
+        """A later try at some upstreams. Calls that broke a circuit together wait for its probe together."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + _LONGEST_WAIT_S
-        self._round += 1
-        upstreams = frozenset(self._waits_s)
-        self._waits_s = {}
         while True:
             await asyncio.sleep(wait_s)
             self._order = self._fleet.repeats(self._profile, upstreams)

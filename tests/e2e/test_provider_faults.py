@@ -4,7 +4,6 @@ Owns the table of faults and the answer that each must come to; `tests/faulty_pr
 """
 
 import asyncio
-import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,12 +59,12 @@ class World:
     provider: FaultyProvider
     account: Account
 
-    def anthropic(self) -> anthropic.AsyncAnthropic:
-        return anthropic.AsyncAnthropic(api_key=self.account.api_key, base_url=self.gateway.base_url, max_retries=0)
-
-    def openai(self) -> openai.AsyncOpenAI:
-        url = f"{self.gateway.base_url}/v1"
-        return openai.AsyncOpenAI(api_key=self.account.api_key, base_url=url, max_retries=0)
+    def clients(self) -> tuple[anthropic.AsyncAnthropic, openai.AsyncOpenAI]:
+        url, key = self.gateway.base_url, self.account.api_key
+        return (
+            anthropic.AsyncAnthropic(api_key=key, base_url=url, max_retries=0),
+            openai.AsyncOpenAI(api_key=key, base_url=f"{url}/v1", max_retries=0),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +88,6 @@ class Came:
     tool_input: Any
     stop: str | None
     has_usage: bool
-    upstream: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +104,7 @@ class Case:
         return "use the tool" if self.calls_tool else "count to sixty"
 
 
-async def by_anthropic(world: World, model: str, case: Case) -> Came:
+async def by_anthropic(client: anthropic.AsyncAnthropic, model: str, case: Case) -> Came:
     tools: Any = [{"name": "weather", "input_schema": TOOL}] if case.offers_tools else anthropic.omit
     asked: dict[str, Any] = {
         "model": model,
@@ -115,22 +113,20 @@ async def by_anthropic(world: World, model: str, case: Case) -> Came:
         "tools": tools,
         "extra_body": {"temperature": case.temperature},  # this SDK's types have no field for it any more
     }
-    async with world.anthropic() as client:
-        if case.stream:
-            async with client.messages.stream(**asked) as stream:
-                message = await stream.get_final_message()
-                headers = stream.response.headers
-        else:
-            raw = await client.messages.with_raw_response.create(**asked)
-            message, headers = await raw.parse(), raw.headers
+    if case.stream:
+        async with client.messages.stream(**asked) as stream:
+            message = await stream.get_final_message()
+            headers = stream.response.headers
+    else:
+        raw = await client.messages.with_raw_response.create(**asked)
+        message, headers = await raw.parse(), raw.headers
     text = "".join(block.text for block in message.content if block.type == "text")
     inputs = [block.input for block in message.content if block.type == "tool_use"]
     usage = message.usage.input_tokens > 0 and message.usage.output_tokens > 0
-    stop, upstream = message.stop_reason, headers.get("x-mws-upstream")
-    return Came(headers["request-id"], text, inputs[0] if inputs else None, stop, usage, upstream)
+    return Came(headers["request-id"], text, inputs[0] if inputs else None, message.stop_reason, usage)
 
 
-async def by_openai(world: World, model: str, case: Case) -> Came:
+async def by_openai(client: openai.AsyncOpenAI, model: str, case: Case) -> Came:
     function: Any = {"type": "function", "function": {"name": "weather", "parameters": TOOL}}
     asked: dict[str, Any] = {
         "model": model,
@@ -139,34 +135,34 @@ async def by_openai(world: World, model: str, case: Case) -> Came:
         "messages": [{"role": "user", "content": case.prompt}],
         "tools": [function] if case.offers_tools else openai.omit,
     }
-    async with world.openai() as client:
-        create = client.chat.completions.with_raw_response.create
-        if case.stream:
-            state: Any = ChatCompletionStreamState()
-            raw = await create(**asked, stream=True, stream_options={"include_usage": True})
-            async for chunk in raw.parse():
-                state.handle_chunk(chunk)
-            completion: Any = state.get_final_completion()
-        else:
-            raw = await create(**asked)
-            completion = raw.parse()
+    create = client.chat.completions.with_raw_response.create
+    if case.stream:
+        state: Any = ChatCompletionStreamState()
+        raw = await create(**asked, stream=True, stream_options={"include_usage": True})
+        async for chunk in raw.parse():
+            state.handle_chunk(chunk)
+        completion: Any = state.get_final_completion()
+    else:
+        raw = await create(**asked)
+        completion = raw.parse()
     choice = completion.choices[0]
     calls = choice.message.tool_calls or []
     inputs = [json.loads(call.function.arguments) for call in calls]
     usage = completion.usage is not None and completion.usage.prompt_tokens > 0
-    upstream = raw.headers.get("x-mws-upstream")
     text = choice.message.content or ""
-    return Came(raw.headers["x-request-id"], text, inputs[0] if inputs else None, choice.finish_reason, usage, upstream)
+    return Came(raw.headers["x-request-id"], text, inputs[0] if inputs else None, choice.finish_reason, usage)
 
 
-CALLERS = (by_anthropic, by_openai)
 TYPED = (anthropic.APIError, openai.APIError)
 
 
 async def every_way(world: World, model: str, cases: list[Case]) -> list[Came | BaseException]:
     """One call of each case in each public dialect, at once."""
-    calls = [caller(world, model, case) for case, caller in itertools.product(cases, CALLERS)]
-    return await asyncio.gather(*calls, return_exceptions=True)
+    of_anthropic, of_openai = world.clients()
+    async with of_anthropic, of_openai:
+        calls = [by_anthropic(of_anthropic, model, case) for case in cases]
+        calls += [by_openai(of_openai, model, case) for case in cases]
+        return await asyncio.gather(*calls, return_exceptions=True)
 
 
 COLD = [Case(stream, tools) for stream in (True, False) for tools in (True, False)]
