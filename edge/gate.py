@@ -43,13 +43,16 @@ class Gate:
         self._good: OrderedDict[bytes, float] = OrderedDict()
         self._strangers: OrderedDict[str, tuple[float, float]] = OrderedDict()  # address -> (tries left, at)
 
-    def admit(self, exchange: Exchange) -> bytes:
-        """The SHA-256 of the request's key. Raises what a stranger is told, without asking anyone."""
+    def admit(self, exchange: Exchange, door: bytes = b"") -> bytes:
+        """The SHA-256 of the request's key. Raises what a stranger is told, without asking anyone.
+
+        What is bad at one door may be good at another, so a door other than the first one has a name.
+        """
         key = key_of(exchange)
         if key is None:
             self._take_try(self._address(exchange))
             raise MissingCredentialError("no API key was sent")
-        digest = hashlib.sha256(key).digest()
+        digest = hashlib.sha256(door + key).digest()
         if self._rules.stand_ins:
             digest = self._rules.stand_ins.get(digest, digest)
         until = self._bad.get(digest)

@@ -75,7 +75,7 @@ class Pipeline:
         """Runs the work of a route with the key's digest, and answers whatever failure comes out of it."""
         digest: bytes | None = None
         try:
-            digest = self.gate.admit(exchange)
+            digest = self.gate.admit(exchange, shape.door)
             await work(digest)
             self.gate.welcome(digest)
         except GatewayError as error:

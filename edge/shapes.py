@@ -30,6 +30,7 @@ class Shape:
     render: Callable[[GatewayError, str], Reply]
     render_event: Callable[[GatewayError, str], bytes]
     ping: bytes
+    door: bytes = b""  # set where credentials are of another kind than API keys
 
 
 def _message_stream(head: Head, ask: Ask) -> AnswerStream:

@@ -20,4 +20,4 @@ def _fold(_head: Head, _ask: Ask) -> NativeFold:
     return NativeFold()
 
 
-PROXY = Shape("company_proxy", read_messages, _stream, _fold, render, render_event, events.PING)
+PROXY = Shape("company_proxy", read_messages, _stream, _fold, render, render_event, events.PING, door=b"company proxy ")

@@ -15,7 +15,9 @@ from joserfc.jwk import KeySet
 from services.runtime.errors import StoreUnavailableError
 
 _FRESH_S = 300.0
-_FORCED_EVERY_S = 10.0  # strangers can name keys that nobody has, so a key that is not known is looked for now and then
+# Strangers can name keys that nobody has, so keys that are not known are looked for a few times, then now and then.
+_MOST_SEARCHES = 5.0
+_SEARCHES_PER_S = 0.1
 
 _log = structlog.get_logger()
 
@@ -32,7 +34,8 @@ class IssuerKeys:
         self._now_s = now_s
         self._keys: KeySet | None = None
         self._read_at_s = float("-inf")
-        self._forced_at_s = float("-inf")
+        self._searches = _MOST_SEARCHES
+        self._searched_at_s = float("-inf")
         self._is_reachable = True
         self._reading: asyncio.Future[None] | None = None  # a burst reads once
 
@@ -49,11 +52,7 @@ class IssuerKeys:
 
         Raises StoreUnavailableError when the issuer cannot be asked: the token may be good.
         """
-        now_s = self._now_s()
-        if self._keys is seen and now_s - self._forced_at_s > _FORCED_EVERY_S:
-            self._forced_at_s = now_s
-            await self._read()
-        elif self._reading is not None:
+        if self._keys is seen and (self._reading is not None or self._may_search()):
             await self._read()
         if self._keys is seen and not self._is_reachable:
             raise _no_keys()
@@ -63,6 +62,14 @@ class IssuerKeys:
         """Reads keys that are old. Never fails: old ones are better than none."""
         if self._now_s() - self._read_at_s > _FRESH_S:
             await self._read()
+
+    def _may_search(self) -> bool:
+        now_s = self._now_s()
+        left = min(_MOST_SEARCHES, self._searches + (now_s - self._searched_at_s) * _SEARCHES_PER_S)
+        if left < 1:
+            return False
+        self._searches, self._searched_at_s = left - 1, now_s
+        return True
 
     async def _read(self) -> None:
         while self._reading is not None:
