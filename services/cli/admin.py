@@ -6,7 +6,7 @@ Owns connecting and the options that every command shares; refuses to format any
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +32,7 @@ DEFAULT_GRPC_HOST = "127.0.0.1"
 DEFAULT_DATA_DIR = Path(".mws")
 DEFAULT_GRPC_BASE_PORT = 50051
 TIMEOUT_S = 30.0
+STREAM_TIMEOUT_S = 3_600.0
 LARGEST_PAGE = 1000
 
 
@@ -71,11 +72,17 @@ class Admin:
         return str(found[0].account_id)
 
 
-class _Bearer(grpc.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
+class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
     def __init__(self, token: str) -> None:
         self._metadata = (("authorization", f"Bearer {token}"),)
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return self._proven(continuation, client_call_details, request)
+
+    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return self._proven(continuation, client_call_details, request)
+
+    def _proven(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         details = client_call_details
         return continuation(
             _Details(details.method, details.timeout, [*(details.metadata or ()), *self._metadata]), request
@@ -96,15 +103,23 @@ def call(method: Any, request: Any) -> Any:
         raise _decoded(error) from None
 
 
-def every(method: Any, request: Any, field: str) -> list[Any]:
-    """The items of all pages of a list. Raises GatewayError."""
-    request.page_size, found = LARGEST_PAGE, []
+def every(method: Any, request: Any, field: str, most: int | None = None) -> list[Any]:
+    """The items of all pages of a list, or the first ones. Raises GatewayError."""
+    request.page_size, found = min(most or LARGEST_PAGE, LARGEST_PAGE), []
     while True:
         answer = call(method, request)
         found += getattr(answer, field)
-        if not answer.next_page_token:
-            return found
+        if not answer.next_page_token or (most is not None and len(found) >= most):
+            return found[:most]
         request.page_token = answer.next_page_token
+
+
+def stream(method: Any, request: Any) -> Iterator[Any]:
+    """The answers of one server-streaming call. Raises GatewayError, whatever went wrong."""
+    try:
+        yield from method(request, timeout=STREAM_TIMEOUT_S)
+    except grpc.RpcError as error:
+        raise _decoded(error) from None
 
 
 def _decoded(error: Any) -> GatewayError:

@@ -10,7 +10,20 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # noqa: TID251 - a s
 
 import typer
 
-from services.cli import accounts, audit, demo, keys, ledger, plans, up, upstreams
+from services.cli import (
+    accounts,
+    audit,
+    credit,
+    demo,
+    export,
+    keys,
+    ledger,
+    plans,
+    statement,
+    up,
+    upstreams,
+    usage,
+)
 
 app = typer.Typer(
     name="mws",
@@ -19,14 +32,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a traceback would print local variables, and those hold tokens
     rich_markup_mode=None,
 )
-for group in (up.app, demo.app, ledger.app):
+for group in (up.app, demo.app, credit.app, usage.app, statement.app, export.app):
     app.registered_commands += group.registered_commands
 app.add_typer(accounts.account_app, name="account")
 app.add_typer(keys.app, name="key")
 app.add_typer(accounts.team_app, name="team")
 app.add_typer(plans.app, name="plan")
 app.add_typer(audit.app, name="audit")
-app.add_typer(ledger.credit_app, name="credit")
+app.add_typer(credit.credit_app, name="credit")
+app.add_typer(usage.call_app, name="call")
 app.add_typer(ledger.ledger_app, name="ledger")
 app.add_typer(upstreams.app, name="upstream")
 

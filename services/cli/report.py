@@ -27,6 +27,11 @@ class Report:
             self._out = Console(width=PIPED_WIDTH)  # nothing is gained by folding columns for a file or a pager
         self._err = Console(stderr=True)
 
+    @property
+    def is_json(self) -> bool:
+        """Whether a script reads it."""
+        return self._as_json
+
     def record(self, title: str, fields: Mapping[str, Any], *, for_people: Mapping[str, Any] | None = None) -> None:
         """One thing with named fields. `for_people` replaces the fields in the readable form."""
         if self._as_json:

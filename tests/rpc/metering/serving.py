@@ -25,10 +25,12 @@ from services.metering.app import method_table
 from services.metering.outbox import Outbox
 from services.metering.payments import PaymentProvider
 from services.metering.ports import BalanceListener, BalanceNotice, LedgerStore
+from services.runtime.callers import BearerCallers, ServiceTokens, mint_secrets
 from services.runtime.calls import Caller, CallerClass, MethodTable
-from services.runtime.errors import ServiceUnavailableError
+from services.runtime.errors import InvalidCredentialError, ServiceUnavailableError
 from services.runtime.guard import ServiceGuard
 from services.runtime.logging import EventLog
+from services.runtime.server import GrpcListener, Health
 from tests.contract.metering.building import ACCOUNT, PRICES, VERSION
 
 TIMEOUT_S = 20.0
@@ -145,6 +147,28 @@ async def running_metering(
         running = Running(store, auth, by_class, table)
         await running.inference.RegisterPriceBook(a_price_book(), timeout=TIMEOUT_S)
         yield running
+
+
+API_KEY = "mws_live_of_a_team_of_the_account"
+
+
+@asynccontextmanager
+async def listening(running: Running, secrets_dir: Path, port: int = 0) -> AsyncIterator[int]:
+    """Serves a running metering over plain gRPC, to services and to one team; yields its port."""
+
+    async def team_of(token: str) -> Caller:
+        if token != API_KEY:
+            raise InvalidCredentialError("nobody pays")
+        return Caller(CallerClass.TEAM, "key-1", ACCOUNT)
+
+    mint_secrets(secrets_dir)
+    guard = ServiceGuard(running.table, EventLog(io.BytesIO(), process="test", level=logging.INFO, is_pretty=False))
+    callers = BearerCallers(ServiceTokens.read(secrets_dir), team_of)
+    listener = GrpcListener(running.table, guard, callers, Health())
+    try:
+        yield await listener.start(f"127.0.0.1:{port}")
+    finally:
+        await listener.drain(0.0)
 
 
 def a_price_book() -> pb.RegisterPriceBookRequest:
