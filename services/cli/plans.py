@@ -22,6 +22,7 @@ def list_plans(admin: Admin) -> None:
             "is_default": plan.is_default,
             "is_subscription": plan.is_subscription,
             "tier": tier.name,
+            "from_paid_nano_usd": tier.from_paid_nano_usd,
             "from_paid_usd": usd_from_nano(tier.from_paid_nano_usd),
             "requests_per_minute": tier.requests_per_minute,
             "tokens_per_minute": tier.tokens_per_minute,
