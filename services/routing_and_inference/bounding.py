@@ -7,7 +7,7 @@ import msgspec
 
 from services.routing_and_inference.catalog import Price, Profile
 
-IMAGE_TOKENS = 1_600
+IMAGE_TOKENS = 1_600  # of a document that cannot be read here as well: about a page
 CHARACTERS_PER_TOKEN = 4
 BYTES_PER_DOCUMENT_TOKEN = 4
 SLICE_TOKENS = 4_096  # what a call without a stated maximum holds, and extends by
@@ -25,18 +25,19 @@ class PromptSize(msgspec.Struct, frozen=True):
     ascii_characters: int = 0
     other_characters: int = 0
     images: int = 0
+    documents: int = 0  # whose text nobody here can read
     document_bytes: int = 0  # of documents that travel as bytes
     has_unknown_document: bool = False  # one that only the upstream can fetch
 
 
 def estimated_tokens(characters: int, images: int = 0) -> int:
-    """The documented rough count: 4 characters per token, 1,600 per image, rounded up."""
+    """The documented rough count: 4 characters per token, 1,600 per image or unread document, rounded up."""
     return -(-characters // CHARACTERS_PER_TOKEN) + IMAGE_TOKENS * images  # -(-a // b) is a / b, rounded up
 
 
 def estimated_input_tokens(size: PromptSize) -> int:
     """The same for a prompt; at least 1."""
-    return max(1, estimated_tokens(size.ascii_characters + size.other_characters, size.images))
+    return max(1, estimated_tokens(size.ascii_characters + size.other_characters, size.images + size.documents))
 
 
 def output_bound_tokens(ascii_characters: int, other_characters: int) -> int:
@@ -49,7 +50,7 @@ def input_bound_tokens(size: PromptSize, context_tokens: int) -> int:
     if size.has_unknown_document and context_tokens:
         return context_tokens
     bound = output_bound_tokens(size.ascii_characters, size.other_characters)
-    bound += IMAGE_TOKENS * size.images + -(-size.document_bytes // BYTES_PER_DOCUMENT_TOKEN)
+    bound += IMAGE_TOKENS * (size.images + size.documents) + -(-size.document_bytes // BYTES_PER_DOCUMENT_TOKEN)
     return min(bound, context_tokens) if context_tokens else bound
 
 

@@ -37,6 +37,7 @@ def read_prompt(generation: pb.Generation, *, has_vision: bool) -> Prompt:
         ascii_characters=reader.text.ascii_characters,
         other_characters=reader.text.other_characters,
         images=reader.images if has_vision else 0,
+        documents=reader.documents,
         document_bytes=reader.document_bytes,
         has_unknown_document=reader.has_unknown_document,
     )
@@ -81,6 +82,7 @@ class _Reader:
     def __init__(self) -> None:
         self.text = TextMeter()
         self.images = 0
+        self.documents = 0
         self.document_bytes = 0
         self.has_unknown_document = False
         self.violations: list[FieldViolation] = []
@@ -126,10 +128,12 @@ class _Reader:
         if source == "text":
             self.text.add(document.text)
         elif source == "base64_data":
+            self.documents += 1
             self.document_bytes += len(document.base64_data) * 3 // 4
         elif source is None:
             self._refuse(path, "has no source")
         else:
+            self.documents += 1
             self.has_unknown_document = True
         self.text.add(document.title)
         self.text.add(document.context)
@@ -159,14 +163,19 @@ class _Reader:
                 self._block(path, position, block)
 
     def _opaque(self, path: str, block: pb.OpaqueBlock) -> None:
+        self._check_opaque(path, block)
+        self.text.add(block.json)
+
+    def _check_opaque(self, path: str, block: pb.OpaqueBlock) -> None:
         if not _is_object(block.json):
             self._refuse(f"{path}.json", "must be a JSON object")
-        self.text.add(block.json)
 
     def _tool(self, index: int, tool: pb.Tool) -> None:
         path = f"generation.tools[{index}]"
         if tool.HasField("opaque"):
-            self._opaque(f"{path}.opaque", tool.opaque)
+            self._check_opaque(f"{path}.opaque", tool.opaque)
+            if (tool.opaque.dialect, tool.opaque.type) != _DEFERRED:
+                self.text.add(tool.opaque.json)
             return
         if not 1 <= len(tool.name) <= MAX_TOOL_NAME:
             self._refuse(f"{path}.name", f"must have 1 to {MAX_TOOL_NAME} characters")
@@ -179,6 +188,7 @@ class _Reader:
             self.text.add(schema or "")
         if tool.extra_json and not _is_object(tool.extra_json):
             self._refuse(f"{path}.extra_json", "must be a JSON object")
+        self.text.add(tool.extra_json)  # examples of arguments are read by the model like all of it
 
     def _check_settings(self, generation: pb.Generation) -> None:
         self._check_ranges(generation)
@@ -238,6 +248,7 @@ _BLOCKS: Mapping[str, Callable[[_Reader, str, Any], None]] = {
     "tool_result": _Reader._tool_result,
     "opaque": _Reader._opaque,
 }
+_DEFERRED = (pb.DIALECT_ANTHROPIC, "custom")  # a tool that the model does not see until something refers to it
 _IN_TOOL_RESULTS = ("text", "image", "document", "opaque")
 _ROLES = (pb.ROLE_USER, pb.ROLE_ASSISTANT, pb.ROLE_SYSTEM)
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")

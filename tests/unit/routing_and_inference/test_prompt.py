@@ -56,7 +56,10 @@ IMAGE = {"image": {"url": "https://example.test/cat.png"}}
             id="a tool result with an image",
         ),
         pytest.param(generation(user({"document": {"text": "x" * 8, "title": "abcd"}})), 3, id="a document's text"),
-        pytest.param(generation(user({"document": {"base64_data": "AAAA" * 9}}, text("x"))), 1, id="base64 is no text"),
+        pytest.param(
+            generation(user({"document": {"base64_data": "A" * 9999}}, text("x"))), 1601, id="base64 is no text"
+        ),
+        pytest.param(generation(user({"document": {"url": "https://x.test"}})), 1600, id="a document elsewhere"),
         pytest.param(
             generation(
                 user(text("x")),
@@ -64,6 +67,20 @@ IMAGE = {"image": {"url": "https://example.test/cat.png"}}
             ),
             6,  # x abc de {"type":"object"}
             id="a tool",
+        ),
+        pytest.param(
+            generation(
+                user(text("xxxx")),
+                tools=[
+                    {
+                        "name": "a",
+                        "opaque": {"dialect": "DIALECT_ANTHROPIC", "type": "custom", "json": "{}" + " " * 99},
+                    },
+                    {"name": "b", "opaque": {"dialect": "DIALECT_ANTHROPIC", "type": "bash_1", "json": '{"b":1}'}},
+                ],
+            ),
+            3,  # xxxx {"b":1}
+            id="tools of a kind count, deferred ones do not",
         ),
         pytest.param(generation(user(IMAGE)), 1_600, id="an image"),
         pytest.param(generation(user(text(""))), 1, id="at least one"),
