@@ -38,6 +38,9 @@ class Credential(msgspec.Struct, frozen=True):
     account_id: str = ""
     staff_token: str = ""
 
+    def __repr__(self) -> str:
+        return "Credential(…)"  # it may end up in a traceback
+
 
 class Admission:
     """The use cases around a hold."""
