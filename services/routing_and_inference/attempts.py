@@ -44,10 +44,10 @@ class Attempts:
     (or as long as they asked for), as far as their budget for repeats goes.
     """
 
-    def __init__(self, fleet: Fleet, profile: Profile) -> None:
+    def __init__(self, fleet: Fleet, profile: Profile, head: bytes | None = None) -> None:
         self._fleet = fleet
         self._profile = profile
-        self._order: Iterator[UpstreamState] = fleet.order(profile)
+        self._order: Iterator[UpstreamState] = fleet.order(profile, head)
         self._round = 1
         self._visit: Visit | None = None
         self._upstream = ""  # of the last attempt

@@ -91,6 +91,7 @@ class Profile:
     max_output_tokens: int = 0
     capabilities: Capabilities = Capabilities()
     tokens_per_second: int = 0  # typical speed; 0: not stated
+    affinity: bool = False  # turns of a conversation go to the same upstream, whose cache knows its beginning
     dimensions: int = 0  # native length of an embedding profile's vectors; 0: not stated
 
 

@@ -136,6 +136,7 @@ class _GenerationProfile(_Strict):
     upstreams: Annotated[list[_GenerationUpstream], pydantic.Field(min_length=1)]
     capabilities: _Capabilities = _Capabilities()
     tokens_per_second: Annotated[int, pydantic.Field(ge=0, le=1_000_000)] = 0
+    affinity: bool = False
 
     @pydantic.model_validator(mode="after")
     def _output_fits_the_context(self) -> "_GenerationProfile":
@@ -310,6 +311,7 @@ class _Build:
             max_output_tokens=item.max_output_tokens,
             capabilities=Capabilities(**item.capabilities.model_dump()),
             tokens_per_second=item.tokens_per_second,
+            affinity=item.affinity,
         )
 
     def _plain(self, path: str, slug: str, kind: Kind, item: _EmbeddingProfile | _RerankProfile) -> Profile:

@@ -108,10 +108,10 @@ class Fleet:
             for profile in profiles
         }
 
-    def order(self, profile: Profile) -> Iterator[UpstreamState]:
-        """Those that may be called, in the order to try them."""
+    def order(self, profile: Profile, head: bytes | None = None) -> Iterator[UpstreamState]:
+        """Those that may be called, in the order to try them. `head`: of the conversation, where that matters."""
         # Another call may take a probe, or break a circuit, while this one goes through the order.
-        return (state for state in self._ranked(profile) if self._may_call(state))
+        return (state for state in self._ranked(profile, head) if self._may_call(state))
 
     def repeats(self, profile: Profile, upstreams: frozenset[str]) -> Iterator[UpstreamState]:
         """Of some upstreams that have failed the same call before, those that their budget allows another try."""
@@ -125,13 +125,17 @@ class Fleet:
             state.repeats = min(_MOST_REPEATS, state.repeats + _REPEATS_PER_CALL)
         return Visit(self, state)
 
-    def _ranked(self, profile: Profile) -> list[UpstreamState]:
+    def _ranked(self, profile: Profile, head: bytes | None) -> list[UpstreamState]:
         states = [state for state in self._states[profile.slug].values() if not state.is_drained]
         if len(states) < 2:
             return states
         ready = {state.target.name: state for state in states if self._may_call(state)}
         targets = [state.target for state in ready.values()]
-        ranked = routing.rank(targets, self.random, lambda target: ready[target.name].in_flight)
+
+        def load(target: UpstreamTarget) -> int:
+            return ready[target.name].in_flight
+
+        ranked = routing.rank(targets, self.random, load) if head is None else routing.rank_by_head(targets, head, load)
         return [ready[target.name] for target in ranked]
 
     def _may_call(self, state: UpstreamState) -> bool:

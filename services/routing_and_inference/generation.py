@@ -25,6 +25,7 @@ from services.routing_and_inference.patience import Batches, first_content_withi
 from services.routing_and_inference.ports import Upstream, UpstreamRequest
 from services.routing_and_inference.prompt import Prompt, drop_images, read_prompt
 from services.routing_and_inference.rescue import Continuation, continuation
+from services.routing_and_inference.routing import head_of
 from services.routing_and_inference.settlement import (
     BALANCE_CUT,
     COMPLETE,
@@ -135,7 +136,7 @@ class Generator:
             request=request,
             prompt=prompt,
             answer=Answer(prompt.estimated_tokens, is_streamed=generation.stream),
-            attempts=Attempts(self._fleet, profile),
+            attempts=Attempts(self._fleet, profile, head_of(generation) if profile.affinity else None),
             slice_end_tokens=order.bound.output_tokens if stated is None else None,
             is_streamed=generation.stream,
         )

@@ -5,9 +5,10 @@ from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
+from mws.inference.v1 import generation_pb2 as pb
 
 from services.routing_and_inference.catalog import UpstreamTarget
-from services.routing_and_inference.routing import rank
+from services.routing_and_inference.routing import head_of, rank, rank_by_head
 
 targets = st.lists(
     st.builds(
@@ -58,3 +59,58 @@ def test_load_counts_for_its_weight_and_never_against_the_priority() -> None:
             "light",
             "spare",
         ]
+
+
+# ---- by the head of the conversation ----
+
+
+def conversation(number: int, turns: int) -> pb.Generation:
+    generation = pb.Generation()
+    generation.messages.add(role=pb.ROLE_SYSTEM).content.add().text.text = "You are a helpful assistant."
+    for turn in range(turns):
+        generation.messages.add(role=pb.ROLE_USER).content.add().text.text = f"conversation {number}, turn {turn}"
+        generation.messages.add(role=pb.ROLE_ASSISTANT).content.add().text.text = "Well."
+    return generation
+
+
+def replicas(count: int) -> list[UpstreamTarget]:
+    return [UpstreamTarget(f"replica-{number}", "simulated") for number in range(count)]
+
+
+def idle(target: UpstreamTarget) -> int:
+    return 0
+
+
+def home(number: int, turns: int, among: list[UpstreamTarget]) -> str:
+    return rank_by_head(among, head_of(conversation(number, turns)), idle)[0].name
+
+
+def test_every_turn_of_a_conversation_goes_where_the_first_one_went() -> None:
+    three = replicas(3)
+
+    assert all(home(number, 1, three) == home(number, turns, three) for number in range(200) for turns in (2, 5))
+    assert min(Counter(home(number, 1, three) for number in range(200)).values()) > 40
+
+
+def test_a_further_replica_moves_its_own_share_and_no_more() -> None:
+    three, four = replicas(3), replicas(4)
+    moved = [number for number in range(200) if home(number, 1, three) != home(number, 1, four)]
+
+    assert 0 < len(moved) / 200 <= 0.30
+    assert {home(number, 1, four) for number in moved} == {"replica-3"}
+
+
+def test_a_replica_with_more_than_its_share_of_the_load_is_spared() -> None:
+    three = replicas(3)
+    name = home(1, 1, three)
+    ranked = rank_by_head(three, head_of(conversation(1, 1)), lambda target: 9 if target.name == name else 3)
+
+    assert ranked[-1].name == name
+
+
+@given(targets, st.binary(min_size=1, max_size=16))
+def test_the_head_never_outweighs_the_priority(candidates: list[UpstreamTarget], head: bytes) -> None:
+    ranked = rank_by_head(candidates, head, idle)
+
+    assert sorted(t.name for t in ranked) == sorted(t.name for t in candidates)
+    assert [t.priority for t in ranked] == sorted(t.priority for t in candidates)
