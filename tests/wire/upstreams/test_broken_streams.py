@@ -14,6 +14,7 @@ from tests.fakes import anthropic_frame, openai_chunk, openai_frame
 from tests.wire.through import SHAPES, TYPED, check_stream, folded, hear, request_from
 from tests.wire.upstreams.frames import DONE, ROLE, STOPPED, piece, pieces_of, say, started, text, use
 
+KEY = "sk-secret-key-of-ours"
 MIDDLE = {"type": "overloaded_error", "message": "at https://inner.example/v1 for org-abcdef123"}
 VALID = openai_frame({"choices": [{"index": 0, "delta": {"content": "x"}}], "error": {"code": 502, "message": "gone"}})
 
@@ -97,3 +98,43 @@ def test_a_failure_before_content_is_a_status(upstream: str, frames: Sequence[by
     assert heard.status in (502, 503, 504, 529) or (heard.status == 400 and b'"code":400' in rest[0])
     with pytest.raises((anthropic.APIStatusError, openai.APIStatusError)):
         folded(heard)
+
+
+SECRETS = ("sk-proj-aBcD1234efgh5678", "https://inner.example/v1?k=1", "org-AbCdEf123456", "upstream.test", KEY)
+REFUSING = [400, 401, 402, 403, 404, 405, 408, 409, 410, 413, 415, 422, 425, 429, 451, 500, 501, 502, 503, 504, 529]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("upstream", ["openai", "anthropic"])
+@pytest.mark.parametrize("status", REFUSING)
+def test_what_is_ours_to_repair_is_never_the_caller_s_status(status: int, upstream: str, shape: str) -> None:
+    """Whatever the body says: no key, address or organisation of the upstream is in what the caller hears."""
+    for kind in ("authentication_error", "rate_limit_error", "invalid_request_error", "not_found_error"):
+        error = {"type": kind, "code": kind, "message": f"Invalid field 'x': {' '.join(SECRETS)}"}
+        for body in ({"type": "error", "error": error}, {"error": error}, {"detail": error["message"]}, error):
+            request = request_from(shape, upstream, stream=True)
+            heard = hear([json.dumps(body).encode()], request, shape, status=status, is_whole=True)
+            assert heard.status not in (401, 402, 403, 404, 429)
+            assert (heard.status == 400) <= (status in (400, 413, 422))
+            assert not [secret for secret in SECRETS if secret.encode() in heard.body]
+    with pytest.raises(TYPED):
+        folded(heard)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("upstream", ["openai", "anthropic"])
+def test_an_overloaded_upstream_is_worth_another_try(upstream: str, shape: str) -> None:
+    heard = hear([b""], request_from(shape, upstream, stream=True), shape, status=429, is_whole=True)
+    assert heard.status == (529 if shape == "anthropic" else 503)
+    assert int(heard.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_prompt_that_is_too_long_is_worded_as_clients_expect(shape: str) -> None:
+    body = {
+        "error": {"message": "This model's maximum context length is 8192 tokens.", "type": "invalid_request_error"}
+    }
+    heard = hear([json.dumps(body).encode()], request_from(shape, "openai", stream=True), shape, status=400)
+    assert heard.status == 400
+    wanted = b'"prompt is too long' if shape == "anthropic" else b'"code":"context_length_exceeded"'
+    assert wanted in heard.body
