@@ -90,8 +90,9 @@ bench: setup-dev ## the yardsticks: ours beside its peers and its floors, in rat
 chaos: setup-dev ## kill -9 under load, then reconcile
 	$(PY) -m pytest tests/faults --run-long $(PYTEST_ARGS)
 
-fuzz: setup-dev ## the property tests with many more examples
-	$(PY) -m pytest tests/unit tests/wire --hypothesis-profile=fuzz --timeout=0 $(PYTEST_ARGS)
+FUZZ_MINUTES ?= 10
+fuzz: setup-dev ## damaged requests and upstream streams for FUZZ_MINUTES, with fresh seeds
+	$(PY) -m tests.fuzz --minutes $(FUZZ_MINUTES) $(PYTEST_ARGS)
 
 sdk-tests: setup-dev ## every supported SDK, old and new, Python and Node, against a running gateway
 	$(PY) -m pytest tests/sdk --run-long $(PYTEST_ARGS)

@@ -1,7 +1,7 @@
 """Whatever bytes come from callers or upstreams: no crash, no hang, no illegal sequence of events, no wrong status.
 
-Streams, bodies and requests begin as valid ones and are then damaged, so that the damage reaches every layer; `make fuzz`
-does it for minutes.
+Streams, bodies and requests begin as valid ones and are damaged then, so that the damage reaches every layer; `make
+fuzz` does it for minutes.
 """
 
 import copy
