@@ -41,11 +41,11 @@ class Credits:
     async def grant(self, credit: Credit) -> Booked:
         """Grants a credit; a purchase is collected first. A repeat collects nothing: it finds the first grant."""
         receipt = await self._collect(credit) if credit.kind is CreditKind.PURCHASE else None
-        now_us, new_id, _ = self._moment()
+        moment = self._moment()
         return await self._booked(
             credit.account_id,
             await self._store.commit(
-                lambda transaction: granting.grant(transaction, credit, now_us, new_id, receipt),
+                lambda transaction: granting.grant(transaction, credit, *moment, receipt),
                 COMMIT_TIMEOUT_S,
                 Footprint([credit.account_id]),
             ),

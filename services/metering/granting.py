@@ -57,12 +57,20 @@ class Granted:
 
 
 def grant(
-    transaction: LedgerTransaction, credit: Credit, now_us: int, new_id: Callable[[], str], receipt: str | None = None
+    transaction: LedgerTransaction,
+    credit: Credit,
+    now_us: int,
+    new_id: Callable[[], str],
+    low_balance: Sequence[int] = (),
+    receipt: str | None = None,
 ) -> Granted:
     """Grants a credit, once per (account, key); a repeat returns the first grant."""
     record = granted_before(transaction, credit)
     if record is None:
+        customer = transaction.customer(credit.account_id)
+        before_nano_usd = customer.balance_nano_usd
         record = _grant_first(transaction, credit, now_us, new_id, receipt)
+        note_crossings(transaction, customer, before_nano_usd, low_balance, now_us)
     return Granted(record, transaction.notice_mark(credit.account_id))
 
 

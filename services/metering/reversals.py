@@ -14,7 +14,6 @@ from services.metering.ledger import (
     REFUND_CORRECTION,
     REFUND_RULE,
     CreditKind,
-    Customer,
     Transfer,
     apply_reversal,
     customer_account,
@@ -56,13 +55,16 @@ def refund(transaction: LedgerTransaction, request: Refund, moment: Moment) -> G
     record = _known(transaction, request)
     if record is None:
         customer = transaction.customer(request.account_id)
+        before_nano_usd = customer.balance_nano_usd
         expire_due(transaction, customer, moment.now_us, moment.new_id)
         if request.amount_nano_usd > customer.refundable_nano_usd:
             raise _invalid("amount_nano_usd", f"is above {customer.refundable_nano_usd}, what is purchased and unspent")
         own = customer_account(request.account_id)
         sides = own, PAYMENTS
         transfer = _transfer(sides, request.amount_nano_usd, REFUND_RULE, request.receipt, moment)
-        record = _apply(transaction, customer, transfer, request, moment)
+        apply_reversal(customer, transfer)
+        note_crossings(transaction, customer, before_nano_usd, moment.low_balance, moment.now_us)
+        record = keep(transaction, customer, transfer, request)
     elif record.transfer.amount_nano_usd != request.amount_nano_usd:
         raise AlreadyExistsError("this idempotency key was used for another refund")
     return Granted(record, transaction.notice_mark(request.account_id))
@@ -98,6 +100,7 @@ def _correct_first(transaction: LedgerTransaction, request: Correction, moment: 
     if rule is None:
         raise _invalid("entry_id", f"is a {wrong.rule}, which cannot be corrected")
     customer = transaction.customer(request.account_id)
+    before_nano_usd = customer.balance_nano_usd
     expire_due(transaction, customer, moment.now_us, moment.new_id)
     left = wrong.amount_nano_usd - transaction.taken_back_nano_usd(wrong.transfer_id)
     amount = request.amount_nano_usd or left
@@ -108,17 +111,6 @@ def _correct_first(transaction: LedgerTransaction, request: Correction, moment: 
     transfer = _transfer((wrong.credit, wrong.debit), amount, rule, wrong.transfer_id, moment)
     if transfer.credit == customer_account(request.account_id):
         check_room(customer, amount)
-    return _apply(transaction, customer, transfer, request, moment)
-
-
-def _apply(
-    transaction: LedgerTransaction,
-    customer: Customer,
-    transfer: Transfer,
-    request: Refund | Correction,
-    moment: Moment,
-) -> GrantRecord:
-    before_nano_usd = customer.balance_nano_usd
     apply_reversal(customer, transfer)
     note_crossings(transaction, customer, before_nano_usd, moment.low_balance, moment.now_us)
     return keep(transaction, customer, transfer, request)
