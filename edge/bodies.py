@@ -6,7 +6,7 @@ Owns the limit; refuses to know what a body means.
 import zlib
 
 from edge.exchange import Exchange
-from edge.problems import BadFieldError
+from edge.problems import BadFieldError, UnsupportedEncodingError
 from services.runtime.errors import MessageTooLargeError
 
 _GZIP = 31  # zlib's wbits for a gzip member with header and checksum
@@ -16,7 +16,7 @@ async def read_body(exchange: Exchange, limit_bytes: int) -> bytes:
     """The decompressed body. Raises MessageTooLargeError, or BadFieldError for an encoding that is not accepted."""
     encoding = (exchange.header(b"content-encoding") or b"identity").strip().lower()
     if encoding not in (b"identity", b"gzip", b""):
-        raise BadFieldError((), "value", "Unsupported Content-Encoding: send identity or gzip")
+        raise UnsupportedEncodingError
     announced = exchange.header(b"content-length")
     if announced is not None and announced.isdigit() and int(announced) > limit_bytes:
         raise too_large(limit_bytes)

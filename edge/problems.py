@@ -43,6 +43,13 @@ class BadFieldError(InvalidRequestError):
         return BadFieldError(prefix + self.path, self.kind, self.text, expected=self.expected, got=self.got)
 
 
+class UnsupportedEncodingError(BadFieldError):
+    """The body came in a `Content-Encoding` that is not read here."""
+
+    def __init__(self) -> None:
+        super().__init__((), "value", "Unsupported Content-Encoding: send identity or gzip")
+
+
 def dotted(path: Path) -> str:
     """`messages.0.content`: how Anthropic names a place."""
     return ".".join(map(str, path))

@@ -7,7 +7,7 @@ import msgspec
 
 from edge.ask import Reply
 from edge.failures import Failure, failure_of, retry_headers
-from edge.problems import BadFieldError
+from edge.problems import BadFieldError, UnsupportedEncodingError
 from services.runtime.errors import GatewayError
 
 _encode = msgspec.json.Encoder().encode
@@ -48,7 +48,10 @@ _BOUNDS = {
 def render(error: GatewayError, call_id: str) -> Reply:
     """The HTTP answer of a failure."""
     failure = _failure(error)
-    return Reply(failure.status, _envelope(failure, call_id), retry_headers(failure, error))
+    details = b""
+    if isinstance(error, UnsupportedEncodingError):  # the SDKs have a class for this cause alone
+        details = b',"details":{"error_code":"request_body_encoding_unsupported"}'
+    return Reply(failure.status, _envelope(failure, call_id, details), retry_headers(failure, error))
 
 
 def render_event(error: GatewayError, call_id: str) -> bytes:
@@ -62,11 +65,12 @@ def _failure(error: GatewayError) -> Failure:
     return failure_of(error, overloaded_status=529)
 
 
-def _envelope(failure: Failure, call_id: str) -> bytes:
+def _envelope(failure: Failure, call_id: str, details: bytes = b"") -> bytes:
     kind = _TYPES.get(failure.status, "api_error")
-    return b'{"type":"error","error":{"type":"%b","message":%b},"request_id":%b}' % (
+    return b'{"type":"error","error":{"type":"%b","message":%b%b},"request_id":%b}' % (
         kind.encode(),
         _encode(failure.message),
+        details,
         _encode(call_id),
     )
 
