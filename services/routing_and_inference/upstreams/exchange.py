@@ -4,7 +4,7 @@ Owns headers, timeouts and the ends of an attempt; refuses to know any dialect's
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 from mws.common.v1.token_usage_pb2 import TokenUsage
@@ -71,11 +71,18 @@ async def post(http: HttpClient, attempt: Attempt, url: str, headers: Headers, b
     raise refusal
 
 
-async def ask(http: HttpClient, attempt: Attempt, url: str, headers: Headers, body: bytes) -> bytes:
-    """Sends an attempt and gives the whole body of its answer. Raises UpstreamFailure."""
+class Whole(NamedTuple):
+    """An answer in one piece."""
+
+    body: bytes
+    header: Callable[[str], str]
+
+
+async def ask(http: HttpClient, attempt: Attempt, url: str, headers: Headers, body: bytes) -> Whole:
+    """Sends an attempt and gives its whole answer. Raises UpstreamFailure."""
     response = await post(http, attempt, url, headers, body)
     try:
-        return await response.read(MOST_BYTES)
+        return Whole(await response.read(MOST_BYTES), response.header)
     except HttpFailure as failure:
         raise errors.of_http(failure, accepted=True) from None
     finally:

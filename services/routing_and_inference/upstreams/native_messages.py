@@ -13,7 +13,7 @@ from mws.inference.v1.generation_pb2 import GenerationEvent
 
 from services.routing_and_inference.native import NativeAttempt, NativeBatches, NativePiece, PieceKind
 from services.routing_and_inference.ports import UpstreamFailure
-from services.routing_and_inference.upstreams import counts, errors
+from services.routing_and_inference.upstreams import counts, errors, payloads
 from services.routing_and_inference.upstreams.anthropic_answer import REASONS
 from services.routing_and_inference.upstreams.exchange import MOST_BYTES, post
 from services.routing_and_inference.upstreams.http import Headers, HttpClient, HttpFailure, HttpResponse
@@ -134,13 +134,13 @@ class _Reader:
         self._usage = TokenUsage()
 
     def read(self, name: bytes, data: bytes) -> NativePiece | None:
-        """The piece that an event is; None for one without content before its JSON. Raises UpstreamFailure."""
+        """The piece that an event is; None for one that says nothing. Raises UpstreamFailure."""
+        if self.is_over or not data.strip():
+            return None
         event = _read_event(data)
         kind = event.type or name.decode("latin-1")
         if kind == "error":
-            raise errors.of_error_in_answer(msgspec.json.decode(data))
-        if self.is_over:
-            return None
+            raise errors.of_error_in_answer(payloads.decode(payloads.repaired(data)))
         if kind == "message_stop":
             self.is_over = True
             return NativePiece(_native(kind, data), PieceKind.END)
@@ -179,11 +179,14 @@ class _Reader:
 
 def _read_event(data: bytes) -> _Event:
     try:
-        return _decode_event(data)
+        try:
+            return _decode_event(data)
+        except msgspec.ValidationError:
+            raise
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return _decode_event(payloads.repaired(data))  # it passes as it came
     except msgspec.ValidationError:
         return _UNUSUAL  # a newer event, in which a member has another type: it passes, and counts for nothing
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise errors.malformed() from None
 
 
 def _text_of(delta: _Delta) -> str:
@@ -204,7 +207,8 @@ def _whole(body: bytes) -> NativePiece:
     try:
         message = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise errors.malformed() from None
+        body = payloads.repaired(body)
+        message = payloads.decode(body)
     if not isinstance(message, dict):
         raise errors.malformed()
     if message.get("type") == "error":

@@ -3,6 +3,7 @@
 import base64
 import json
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -188,3 +189,72 @@ def test_what_is_no_ranking_is_malformed(reply: Any) -> None:
     with pytest.raises(UpstreamFailure) as failed:
         rank("cohere", reply)
     assert failed.value.kind is FailureKind.MALFORMED
+
+
+class Provider:
+    """Answers each request from what it asks, and remembers the bodies."""
+
+    def __init__(self, answer: Callable[[Any], Any], **headers: str) -> None:
+        self.bodies: list[Any] = []
+        self._answer = answer
+        self._headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+    async def post(self, request: Any) -> CannedResponse:
+        body = json.loads(request.body)
+        self.bodies.append(body)
+        return CannedResponse([json.dumps(self._answer(body)).encode()], self._headers)
+
+
+def rank_at_tei(provider: Any, documents: list[str], top_n: int, **options: Option) -> RerankResult:
+    wanted = RerankRequest("call", 1, "q", documents, top_n, profile(Kind.RERANK), target("tei", **options))
+    return run_now(dialects(provider).rerank["tei"].rerank(wanted))
+
+
+def test_tei_ranks_in_batches_that_it_takes_and_tells_its_tokens_in_a_header() -> None:
+    provider = Provider(
+        lambda body: [{"index": at, "score": float(text)} for at, text in enumerate(body["texts"])],
+        x_compute_tokens="7",
+    )
+    documents = [str(n % 50) for n in range(70)]
+    result = rank_at_tei(provider, documents, 3)
+    assert [len(body["texts"]) for body in provider.bodies] == [32, 32, 6]
+    assert [(ranked.index, ranked.relevance_score) for ranked in result.ranking] == [(49, 49.0), (48, 48.0), (47, 47.0)]
+    assert (result.input_tokens, result.search_units) == (21, None)
+
+
+def test_tei_is_never_sent_more_than_its_bodies_may_hold() -> None:
+    provider = Provider(lambda body: [{"index": at, "score": 1.0} for at in range(len(body["texts"]))])
+    result = rank_at_tei(provider, ["x" * 500_000, "y" * 500_000, "z" * 900_000, "a"], 4)
+    assert [[text[0] for text in body["texts"]] for body in provider.bodies] == [["x"], ["y"], ["z"], ["a"]]
+    assert (len(result.ranking), result.input_tokens) == (4, None)
+
+
+def test_vectors_are_cut_and_normalised_where_the_model_bears_it() -> None:
+    reply = {"data": [vector(0, 3.0, 4.0)], "usage": USAGE}
+    result, sent, _ = embed(reply, "a", dimensions=1, truncates_dimensions=True)
+    assert (list(result.vectors), "dimensions" in sent) == ([packed(1.0)], False)
+    with pytest.raises(UpstreamFailure):
+        embed(reply, "a", dimensions=9, truncates_dimensions=True)
+
+
+@pytest.mark.parametrize("dialect", ["tei", "openai"])
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        pytest.param(413, {"error": "batch size 33 > maximum allowed batch size 32", "error_type": "Validation"},
+                     FailureKind.REJECTED, id="a native validation error"),
+        pytest.param(422, {"message": "empty", "code": 422, "type": "Validation"}, FailureKind.REJECTED,
+                     id="an unwrapped validation error"),
+        pytest.param(424, {"error": "backend", "error_type": "Backend"}, FailureKind.UNAVAILABLE, id="a backend error"),
+        pytest.param(429, {"error": "Model is overloaded", "error_type": "Overloaded"}, FailureKind.OVERLOADED,
+                     id="overloaded"),
+    ],
+)  # fmt: skip
+def test_errors_of_embedding_servers_have_their_meaning(
+    dialect: str, status: int, body: Any, kind: FailureKind
+) -> None:
+    http = CannedHttp(CannedResponse([json.dumps(body).encode()], status=status))
+    wanted = EmbeddingRequest("c", 1, ["a"], (), None, profile(Kind.EMBEDDING), target(dialect))
+    with pytest.raises(UpstreamFailure) as failed:
+        run_now(dialects(http).embedding[dialect].embed(wanted))
+    assert failed.value.kind is kind
