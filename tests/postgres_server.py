@@ -151,7 +151,9 @@ class PostgresServer:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
         self._process.wait(timeout=START_TIMEOUT_S)
-        psutil.wait_procs(family[1:], timeout=START_TIMEOUT_S)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while any(_is_alive(member) for member in family[1:]) and time.monotonic() < deadline:
+            time.sleep(0.005)
         self._process = None
 
     def restart(self) -> None:
@@ -230,6 +232,14 @@ def postgres_url(postgres: PostgresServer) -> Iterator[str]:
     postgres.start()
     postgres.thaw()
     postgres.drop_database(url)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """A zombie that nobody has collected yet holds nothing any more."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _free_port() -> int:

@@ -53,7 +53,7 @@ class Teams:
         return self.own.api_key if kind == "key" else self.access_token
 
 
-@pytest.fixture(scope="module", params=["link", "grpc"])
+@pytest.fixture(scope="module", params=["link", pytest.param("grpc", marks=pytest.mark.long)])
 def teams(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Teams]:
     folder = tmp_path_factory.mktemp(f"teams-{request.param}")
     jwks = folder / "jwks.json"

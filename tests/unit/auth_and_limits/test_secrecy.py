@@ -25,6 +25,7 @@ AUTH = Path(__file__).resolve().parents[3] / "services" / "auth_and_limits"
         pytest.param(Caller(CallerClass.TEAM, "id", "account", SECRET.encode()), id="a caller with a key"),
         pytest.param(
             Settings(
+                name="auth-0",
                 port=0,
                 data_dir=Path("data"),
                 metering_endpoints=("127.0.0.1:1",),
