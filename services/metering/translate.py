@@ -21,12 +21,15 @@ from services.metering.ports import PostedCall, Rejection, UsageRecord
 from services.metering.pricing import NO_USAGE, ProfilePrice, TokenUsage, price_book_version
 from services.metering.usage import OutcomeKind, RecordOutcome
 from services.runtime.errors import FieldViolation, InvalidRequestError
+from services.runtime.ids import unix_ms_of
 
 MAX_BATCH = 1_000
 MAX_COUNT = 1_000_000_000_000  # tokens or search units in one event: far above any call, far below 64 bits
 MAX_ACCOUNT_ID = 128
 MAX_IDEMPOTENCY_KEY = 255
 _MAX_INSTANT_US = 253_402_300_799_999_999  # the end of the year 9999
+_LONGEST_CALL_US = 2 * 86_400_000_000  # a call lasts minutes; one that is run again under its key keeps its id a day
+_CLOCK_STEP_US = 60_000_000  # a clock that was set back a little harms nobody
 _REJECTED_TEXT = 16_384
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}").fullmatch
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
@@ -61,8 +64,8 @@ def check_batch(field: str, count: int) -> None:
 
 def account_id_of(account_id: str) -> str:
     """A usable account id. Raises InvalidRequestError."""
-    if not 1 <= len(account_id) <= MAX_ACCOUNT_ID:
-        raise invalid("account_id", f"must have 1..{MAX_ACCOUNT_ID} characters")
+    if not 1 <= len(account_id) <= MAX_ACCOUNT_ID or "\0" in account_id:
+        raise invalid("account_id", f"must have 1..{MAX_ACCOUNT_ID} characters, none of them NUL")
     return account_id
 
 
@@ -113,6 +116,8 @@ def _text_fault(event: UsageEvent) -> str:
     if event.operation not in _OPERATIONS:
         return "operation is none of generate, embed, rerank"
     texts = (event.account_id, event.profile, event.key_id, event.application, event.requested_model, event.upstream)
+    if any("\0" in text for text in texts):
+        return "account_id, profile, key_id, application, requested_model or upstream: has a NUL character"
     if event.account_id and event.profile and all(map(le, map(len, texts), _LONGEST_TEXTS)):
         return ""
     return "account_id, profile, key_id, application, requested_model or upstream: empty or too long"
@@ -127,6 +132,10 @@ def _number_fault(event: UsageEvent) -> str:
         return "started_at is absent or out of range"
     if not 0 < event.ended_at_us <= _MAX_INSTANT_US:
         return "ended_at is absent or out of range"
+    if not -_CLOCK_STEP_US < event.ended_at_us - event.started_at_us < _LONGEST_CALL_US:
+        return "ended_at and started_at cannot belong to one call: the runner's clock jumped"
+    if abs(unix_ms_of(event.call_id) * 1_000 - event.started_at_us) > _LONGEST_CALL_US:
+        return "call_id was minted at another time than started_at"
     return ""
 
 

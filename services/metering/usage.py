@@ -10,7 +10,7 @@ from typing import NamedTuple
 from services.metering import charging
 from services.metering.charging import UsageEvent
 from services.metering.granting import expire_due
-from services.metering.ledger import Transfer, customer_account, revenue_account
+from services.metering.ledger import MAX_BALANCE_NANO_USD, Transfer, customer_account, revenue_account
 from services.metering.low_balance import note_crossings
 from services.metering.ports import Footprint, LedgerTransaction, PostedCall, Rejection
 from services.metering.pricing import NO_USAGE, TokenUsage
@@ -100,6 +100,8 @@ def _post(transaction: LedgerTransaction, event: UsageEvent, moment: Moment, *, 
     except charging.UnchargeableError as error:
         return _refuse(transaction, event, str(error), moment.now_us)
     if charge.nano_usd > 0:
+        if transaction.customer(event.account_id).balance_nano_usd - charge.nano_usd < -MAX_BALANCE_NANO_USD:
+            return _refuse(transaction, event, "the balance would be below any that can be kept", moment.now_us)
         _move(transaction, event, charge, moment)
     transaction.add_usage(event, charge, moment.now_us)
     return RecordOutcome(event.call_id, OutcomeKind.POSTED, charge.nano_usd, charge.rule, charge.usage)

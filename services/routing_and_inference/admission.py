@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 2.0
 _RETRY_IN = timedelta(seconds=1)
+_CALL_ID_SKEW_MS = 3_600_000
 _MAX_IDEMPOTENCY_KEY = 255
 _MAX_APPLICATION = 128
 _SHA256_BYTES = 32
@@ -79,11 +80,12 @@ class OpenCall(msgspec.Struct, eq=False):
     started_at_us: int
 
 
-def check_order(order: Order) -> None:
+def check_order(order: Order, now_us: int) -> None:
     """Checks the fields that all calls share. Raises InvalidRequestError."""
     violations = []
     try:
-        unix_ms_of(order.call_id)
+        if abs(unix_ms_of(order.call_id) - now_us // 1_000) > _CALL_ID_SKEW_MS:  # its usage could not be recorded
+            violations.append(FieldViolation("call_id", "must have been minted now"))
     except ValueError:
         violations.append(FieldViolation("call_id", "must be a UUIDv7 in its canonical text form"))
     if len(order.idempotency_key) > _MAX_IDEMPOTENCY_KEY:
@@ -119,7 +121,7 @@ class Admissions:
     async def open(self, order: Order, call: Call) -> OpenCall:
         """Asks for a hold. Raises what the contract of `Generate` lists for a call that may not run."""
         try:
-            check_order(order)
+            check_order(order, self._wall_us())
         except InvalidRequestError as error:
             raise await self.at_fault(error, order.credential, call) from error
         request = self._request(order, call)

@@ -24,10 +24,16 @@ DAY_US = 86_400_000_000
 ACCOUNT = "0199b000-0000-7000-8000-000000000001"
 
 
+def an_id(instant_us: int = NOW_US) -> str:
+    """A fresh UUIDv7 that was minted then."""
+    digits = f"{instant_us // 1_000:012x}"
+    return f"{digits[:8]}-{digits[8:]}{new_id()[13:]}"
+
+
 def an_event(**changes: Any) -> UsageEvent:
     """A complete call of 10 tokens in and 20 out: 26,400 nano-USD on Dragon."""
     defaults: dict[str, Any] = {
-        "call_id": new_id(),
+        "call_id": an_id(changes.get("started_at_us", NOW_US)),
         "account_id": ACCOUNT,
         "key_id": "key-1",
         "application": "",

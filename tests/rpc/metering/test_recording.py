@@ -15,7 +15,7 @@ from mws.metering.v1 import usage_service_pb2 as usage_pb
 from services.metering import translate
 from services.runtime.errors import InvalidRequestError
 from services.runtime.ids import new_id
-from tests.contract.metering.building import ACCOUNT, VERSION, an_event
+from tests.contract.metering.building import ACCOUNT, DAY_US, NOW_US, VERSION, an_event, an_id
 from tests.rpc.metering.serving import TIMEOUT_S, Running, ScriptedAuth, running_metering
 
 POSTED, DEFERRED, REJECTED = (
@@ -147,6 +147,11 @@ async def test_a_bad_event_is_kept_and_harms_no_other(running: Running) -> None:
         pytest.param(an_event_pb(started_at_us=0), id="no start"),
         pytest.param(an_event_pb(ended_at_us=0), id="no end"),
         pytest.param(an_event_pb(profile="unknown"), id="a profile without a price"),
+        pytest.param(an_event_pb(application="a\0b"), id="a text that no store can keep"),
+        pytest.param(an_event_pb(call_id=an_id(NOW_US - 31 * DAY_US)), id="an id from another month"),
+        pytest.param(an_event_pb(call_id=an_id(NOW_US + 31 * DAY_US)), id="an id from a month to come"),
+        pytest.param(an_event_pb(ended_at_us=NOW_US - DAY_US), id="a clock that was set back a day"),
+        pytest.param(an_event_pb(ended_at_us=NOW_US + 3 * DAY_US), id="a clock that jumped ahead"),
         pytest.param(pb.UsageEvent(call_id=new_id()), id="almost nothing"),
         pytest.param(an_event_with(pb.UsageEvent(ending=99)), id="an ending of the future"),  # type: ignore[arg-type]
         pytest.param(an_event_with(pb.UsageEvent(reported=TokenUsage(input_tokens=-1))), id="a negative count"),
@@ -158,6 +163,20 @@ async def test_an_event_that_breaks_a_rule_is_rejected(running: Running, event: 
 
     assert (outcome.kind, bool(outcome.detail)) == (REJECTED, True)
     assert ((await running.balance()).seq, await running.violations()) == (0, [])
+
+
+async def test_a_call_of_another_account_is_rejected(running: Running) -> None:
+    event, foreign = an_event_pb(), an_event_pb(account_id="somebody else")
+    foreign.call_id = event.call_id
+
+    (first,), (second,), (third,) = [await running.record(each) for each in (event, foreign, event)]
+
+    assert [(each.kind, each.repeated) for each in (first, second, third)] == [
+        (POSTED, False),
+        (REJECTED, False),
+        (POSTED, True),
+    ]
+    assert ((await running.balance("somebody else")).seq, await running.violations()) == (0, [])
 
 
 async def test_a_call_without_a_posting_is_void_and_stays_so(running: Running) -> None:
