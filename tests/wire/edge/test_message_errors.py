@@ -23,7 +23,8 @@ MESSAGES: dict[str, Any] = {"model": "m", "max_tokens": 9, "messages": [{"role":
 
 def failing(error: GatewayError) -> Script:
     async def script(_request: inference_pb.GenerateRequest, _call: Call) -> AsyncIterator[list[pb.GenerationEvent]]:
-        for events in ():
+        nothing: tuple[list[pb.GenerationEvent], ...] = ()
+        for events in nothing:
             yield events
         raise error
 
