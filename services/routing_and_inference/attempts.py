@@ -4,6 +4,7 @@ Owns failover, repeats and their waits; refuses to call upstreams and to look at
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from types import TracebackType
@@ -12,7 +13,7 @@ from mws.inference.v1 import generation_pb2 as pb
 
 from services.routing_and_inference import metrics
 from services.routing_and_inference.catalog import Profile, UpstreamTarget
-from services.routing_and_inference.fleet import Fleet, UpstreamState, Visit, outcome_of
+from services.routing_and_inference.fleet import Demand, Fleet, UpstreamState, Visit, outcome_of
 from services.routing_and_inference.health import FIRST_BREAK_S
 from services.routing_and_inference.ports import FailureKind, UpstreamFailure
 from services.runtime.errors import (
@@ -44,10 +45,12 @@ class Attempts:
     (or as long as they asked for), as far as their budget for repeats goes.
     """
 
-    def __init__(self, fleet: Fleet, profile: Profile, head: bytes | None = None) -> None:
+    def __init__(self, fleet: Fleet, profile: Profile, demand: Demand) -> None:
         self._fleet = fleet
         self._profile = profile
-        self._order: Iterator[UpstreamState] = fleet.order(profile, head)
+        self._demand = demand
+        self._order: Iterator[UpstreamState] = fleet.order(profile, demand)
+        self._queue = fleet.queue(profile)
         self._round = 1
         self._visit: Visit | None = None
         self._upstream = ""  # of the last attempt
@@ -55,6 +58,7 @@ class Attempts:
         self._failures: list[UpstreamFailure] = []
         self._waits_s: dict[str, float] = {}  # upstreams worth another try -> how long they want to be left alone
         self._too_small: set[str] = set()  # models for which the prompt is too long
+        self._is_crowded = False  # everybody was at the limit for too long
         self.made: list[pb.Attempt] = []
         self.has_served = False  # an attempt came to its end
         self.was_accepted = False  # a failed attempt had been answered with a 2xx head
@@ -63,7 +67,9 @@ class Attempts:
         """The upstream to try now; None when none is left, or when trying another makes no sense."""
         if self._last is not None and self._is_final(self._last, fits):
             return None
-        visit = self._take(fits)
+        visit = self._take(fits) if self.made or not len(self._queue) else None
+        if visit is None and not self.made:
+            visit = await self._take_in_turn(fits)
         if visit is None and (wait_s := self._wait_s()) is not None:
             upstreams, self._waits_s = frozenset(self._waits_s), {}
             self._round += 1
@@ -110,6 +116,8 @@ class Attempts:
         """What to tell the caller."""
         if delivered:
             return UpstreamBrokenError("the upstream broke off in the middle of its answer")
+        if self._is_crowded:
+            return UpstreamOverloadedError("every upstream is at its limit", retry_in=_RETRY_IN)
         if self._last is None:
             wait = timedelta(seconds=self._fleet.wait_s(self._profile))
             return UpstreamUnavailableError("no upstream can take the call now", retry_in=max(wait, _RETRY_IN))
@@ -132,8 +140,25 @@ class Attempts:
         for state in self._order:
             target = state.target
             if target.model not in self._too_small and (fits is None or fits(target)):
-                return self._fleet.visit(state, is_repeat=self._round > 1)
+                return self._fleet.visit(state, self._demand, is_repeat=self._round > 1)
         return None
+
+    async def _take_in_turn(self, fits: Fits | None) -> Visit | None:
+        """Waits while all that could take the call are at their limits. None: for nothing, or for too long."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + self._profile.queue_timeout_s
+        has_waited = False
+        while True:
+            room_in_s = self._fleet.room_in_s(self._profile, self._demand.tokens)
+            if room_in_s is None and (has_waited or not len(self._queue)):
+                self._order = self._fleet.order(self._profile, self._demand)
+                return self._take(fits)
+            left_s = deadline_s - loop.time()
+            if left_s <= 0 or self._queue.is_full or (room_in_s is not None and left_s < room_in_s < math.inf):
+                self._is_crowded = True
+                return None
+            await self._queue.wait(self._demand.account_id, min(left_s, room_in_s or left_s))
+            has_waited = True
 
     async def _take_again(self, upstreams: frozenset[str], wait_s: float, fits: Fits | None) -> Visit | None:
         """A later try at some upstreams. Calls that broke a circuit together wait for its probe together."""
@@ -141,7 +166,7 @@ class Attempts:
         deadline_s = loop.time() + _LONGEST_WAIT_S
         while True:
             await asyncio.sleep(wait_s)
-            self._order = self._fleet.repeats(self._profile, upstreams)
+            self._order = self._fleet.repeats(self._profile, upstreams, self._demand)
             visit = self._take(fits)
             closed_for_s = self._fleet.closed_for_s(self._profile, upstreams)
             if visit is not None or closed_for_s is None or loop.time() + closed_for_s > deadline_s:

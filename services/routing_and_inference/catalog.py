@@ -62,6 +62,20 @@ class Capabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What an upstream lets us do, for each process of ours; 0: not limited."""
+
+    concurrency: int = 0
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+
+    @property
+    def is_limited(self) -> bool:
+        """There is any limit."""
+        return bool(self.concurrency or self.requests_per_minute or self.tokens_per_minute)
+
+
+@dataclass(frozen=True, slots=True)
 class UpstreamTarget:
     """Someone who serves a profile: where, in which dialect, under which model name.
 
@@ -76,6 +90,7 @@ class UpstreamTarget:
     options: Mapping[str, Option] = field(default_factory=dict)
     priority: int = 0  # lower is tried first
     weight: int = 1  # share within a priority
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +106,7 @@ class Profile:
     max_output_tokens: int = 0
     capabilities: Capabilities = Capabilities()
     tokens_per_second: int = 0  # typical speed; 0: not stated
+    queue_timeout_s: float = 5.0  # how long a call may wait while all upstreams are at their limits
     affinity: bool = False  # turns of a conversation go to the same upstream, whose cache knows its beginning
     dimensions: int = 0  # native length of an embedding profile's vectors; 0: not stated
 

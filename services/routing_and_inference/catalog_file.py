@@ -17,6 +17,7 @@ from services.routing_and_inference.catalog import (
     CompanyProxy,
     Issuer,
     Kind,
+    Limits,
     Option,
     Price,
     Profile,
@@ -78,6 +79,12 @@ class _Capabilities(_Strict):
     prefill: bool = True
 
 
+class _Limits(_Strict):
+    concurrency: Annotated[int, pydantic.Field(ge=1, le=100_000)] | None = None
+    requests_per_minute: Annotated[int, pydantic.Field(ge=1, le=100_000_000)] | None = None
+    tokens_per_minute: Annotated[int, pydantic.Field(ge=1, le=100_000_000_000)] | None = None
+
+
 class _Upstream(_Strict):
     dialect: str
     name: Name | None = None
@@ -86,6 +93,7 @@ class _Upstream(_Strict):
     api_key_env: Annotated[str, pydantic.Field(pattern=r"^[A-Z_][A-Z0-9_]*$")] | None = None
     priority: Annotated[int, pydantic.Field(ge=0, le=1000)] = 0
     weight: Annotated[int, pydantic.Field(ge=1, le=1000)] = 1
+    limits: _Limits = _Limits()
     options: dict[str, Any] = {}
     provider: str | None = None
 
@@ -136,6 +144,7 @@ class _GenerationProfile(_Strict):
     upstreams: Annotated[list[_GenerationUpstream], pydantic.Field(min_length=1)]
     capabilities: _Capabilities = _Capabilities()
     tokens_per_second: Annotated[int, pydantic.Field(ge=0, le=1_000_000)] = 0
+    queue_timeout_s: Annotated[float, pydantic.Field(ge=0, le=60, strict=False)] = 5.0
     affinity: bool = False
 
     @pydantic.model_validator(mode="after")
@@ -311,6 +320,7 @@ class _Build:
             max_output_tokens=item.max_output_tokens,
             capabilities=Capabilities(**item.capabilities.model_dump()),
             tokens_per_second=item.tokens_per_second,
+            queue_timeout_s=item.queue_timeout_s,
             affinity=item.affinity,
         )
 
@@ -358,6 +368,7 @@ class _Build:
                 options={**PROVIDERS.get(item.provider or "", {}), **_frozen(item.options)},
                 priority=item.priority,
                 weight=item.weight,
+                limits=Limits(**item.limits.model_dump(exclude_none=True)),
             )
             if target.name in targets:
                 self.problems.append((f"{path}.upstreams.{position}.name", f"{target.name!r} stands twice"))

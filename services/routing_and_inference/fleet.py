@@ -3,13 +3,15 @@
 Owns the mutable state around the pure circuits and ranking; refuses to call anyone. A restart forgets all of it.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from services.routing_and_inference import health, routing
 from services.routing_and_inference.catalog import Profile, UpstreamTarget
 from services.routing_and_inference.health import Circuit
 from services.routing_and_inference.ports import FailureKind, UpstreamFailure
+from services.routing_and_inference.room import Budget, FairQueue
 
 # The upstream did its work; the request was at fault.
 _NOT_ITS_FAULT = (FailureKind.REJECTED, FailureKind.CONTEXT_TOO_LONG, FailureKind.CONTRADICTION)
@@ -17,6 +19,7 @@ _NOT_ITS_FAULT = (FailureKind.REJECTED, FailureKind.CONTEXT_TOO_LONG, FailureKin
 # A share of the calls and not a count: what fails for all callers is not made worse by their repeats.
 _REPEATS_PER_CALL = 0.1
 _MOST_REPEATS = 20.0
+_LONGEST_QUEUE = 1_000  # calls of a profile that wait for room
 
 _OUTCOMES = {
     FailureKind.TIMEOUT: "timeout",
@@ -34,12 +37,23 @@ def outcome_of(failure: UpstreamFailure) -> str:
     return f"http_{failure.status}" if failure.status else "connect"
 
 
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a call wants of an upstream. `head`: of its conversation, where that matters; `tokens`: at most, about."""
+
+    account_id: str = ""
+    tokens: int = 0
+    head: bytes | None = None
+
+
 @dataclass(slots=True, eq=False)
 class UpstreamState:
     """One upstream of one profile."""
 
     profile: Profile
     target: UpstreamTarget
+    requests: Budget = field(init=False)
+    tokens: Budget = field(init=False)
     circuit: Circuit = health.CLOSED
     is_drained: bool = False
     in_flight: int = 0
@@ -48,6 +62,19 @@ class UpstreamState:
     repeats: float = 10.0  # how many further tries it may be given now
     last_failure: str = ""
     last_failure_at_us: int | None = None
+
+    def __post_init__(self) -> None:
+        limits = self.target.limits
+        self.requests, self.tokens = Budget(limits.requests_per_minute), Budget(limits.tokens_per_minute)
+
+    def room_in_s(self, tokens: int, now_s: float) -> float:
+        """How long until it can take a call, by its limits; 0: now; infinite: when a running call ends."""
+        limits = self.target.limits
+        if not limits.is_limited:
+            return 0.0
+        if limits.concurrency and self.in_flight >= limits.concurrency:
+            return math.inf
+        return max(self.requests.wait_s(1, now_s), self.tokens.wait_s(tokens, now_s))
 
 
 class Visit:
@@ -67,7 +94,7 @@ class Visit:
 
     def succeeded(self) -> None:
         """It answered."""
-        self.state.in_flight -= 1
+        self._leave()
         self.state.circuit = health.succeeded()
 
     def failed(self, failure: UpstreamFailure) -> None:
@@ -75,8 +102,8 @@ class Visit:
         if failure.kind in _NOT_ITS_FAULT:
             self.succeeded()
             return
+        self._leave()
         state = self.state
-        state.in_flight -= 1
         state.failures += 1
         state.last_failure = outcome_of(failure)
         state.last_failure_at_us = self._fleet.wall_us()
@@ -84,9 +111,14 @@ class Visit:
 
     def abandoned(self) -> None:
         """The call ended for a reason of ours; nothing was learned."""
-        self.state.in_flight -= 1
+        self._leave()
         if self._was_probe:
             self.state.circuit = health.probe_abandoned(self.state.circuit)
+
+    def _leave(self) -> None:
+        self.state.in_flight -= 1
+        if self.state.target.limits.concurrency:
+            self._fleet.queue(self.state.profile).wake()
 
 
 class Fleet:
@@ -107,18 +139,40 @@ class Fleet:
             profile.slug: {target.name: UpstreamState(profile, target) for target in profile.upstreams}
             for profile in profiles
         }
+        self._queues: dict[str, FairQueue] = {}
 
-    def order(self, profile: Profile, head: bytes | None = None) -> Iterator[UpstreamState]:
-        """Those that may be called, in the order to try them. `head`: of the conversation, where that matters."""
-        # Another call may take a probe, or break a circuit, while this one goes through the order.
-        return (state for state in self._ranked(profile, head) if self._may_call(state))
+    def order(self, profile: Profile, demand: Demand) -> Iterator[UpstreamState]:
+        """Those that may be called and have room, in the order to try them."""
+        # Another call may take a probe or the last room, or break a circuit, while this one goes through the order.
+        for state in self._ranked(profile, demand.head):
+            if self._may_call(state) and not state.room_in_s(demand.tokens, self.now_s()):
+                yield state
 
-    def repeats(self, profile: Profile, upstreams: frozenset[str]) -> Iterator[UpstreamState]:
+    def repeats(self, profile: Profile, upstreams: frozenset[str], demand: Demand) -> Iterator[UpstreamState]:
         """Of some upstreams that have failed the same call before, those that their budget allows another try."""
-        return (state for state in self.order(profile) if state.target.name in upstreams and state.repeats >= 1)
+        order = self.order(profile, demand)
+        return (state for state in order if state.target.name in upstreams and state.repeats >= 1)
 
-    def visit(self, state: UpstreamState, *, is_repeat: bool) -> Visit:
+    def room_in_s(self, profile: Profile, tokens: int) -> float | None:
+        """How long until one of those that may be called has room; None: that is not what a call has to wait for."""
+        now_s = self.now_s()
+        states = [s for s in self._states[profile.slug].values() if not s.is_drained and self._may_call(s)]
+        room_in_s = min((state.room_in_s(tokens, now_s) for state in states), default=0.0)
+        return room_in_s or None
+
+    def queue(self, profile: Profile) -> FairQueue:
+        """Where calls of a profile wait for room."""
+        queue = self._queues.get(profile.slug)
+        if queue is None:
+            queue = self._queues[profile.slug] = FairQueue(_LONGEST_QUEUE)
+        return queue
+
+    def visit(self, state: UpstreamState, demand: Demand, *, is_repeat: bool) -> Visit:
         """Begins a call there."""
+        if state.target.limits.is_limited:
+            now_s = self.now_s()
+            state.requests.take(1, now_s)
+            state.tokens.take(demand.tokens, now_s)
         if is_repeat:
             state.repeats -= 1
         else:

@@ -17,7 +17,7 @@ from services.routing_and_inference.adapters.recorder import Recorded
 from services.routing_and_inference.admission import Admissions, OpenCall, Order
 from services.routing_and_inference.attempts import Attempts, context_too_long
 from services.routing_and_inference.catalog import CompanyProxy, Profile
-from services.routing_and_inference.fleet import Fleet
+from services.routing_and_inference.fleet import Demand, Fleet
 from services.routing_and_inference.native import (
     NativeAnswer,
     NativeAttempt,
@@ -118,7 +118,10 @@ class Forwarder:
             max_output_tokens=profile.max_output_tokens,
         )
         opened = await self._admissions.open(order, call)
-        answer, attempts = NativeAnswer(prompt.estimated_tokens), Attempts(self._fleet, profile)
+        answer, attempts = (
+            NativeAnswer(prompt.estimated_tokens),
+            Attempts(self._fleet, profile, Demand(opened.hold.account_id, opened.order.bound.rate_tokens)),
+        )
         return _Run(call, opened, request, prompt, answer, attempts)
 
     def _profile(self, model: str) -> Profile:

@@ -20,7 +20,7 @@ from services.routing_and_inference.admission import Admissions, OpenCall, Order
 from services.routing_and_inference.answer import Answer
 from services.routing_and_inference.attempts import Attempts, context_too_long
 from services.routing_and_inference.catalog import Catalogue, Kind, Profile, UpstreamTarget
-from services.routing_and_inference.fleet import Fleet
+from services.routing_and_inference.fleet import Demand, Fleet
 from services.routing_and_inference.patience import Batches, first_content_within
 from services.routing_and_inference.ports import Upstream, UpstreamRequest
 from services.routing_and_inference.prompt import Prompt, drop_images, read_prompt
@@ -136,7 +136,7 @@ class Generator:
             request=request,
             prompt=prompt,
             answer=Answer(prompt.estimated_tokens, is_streamed=generation.stream),
-            attempts=Attempts(self._fleet, profile, head_of(generation) if profile.affinity else None),
+            attempts=Attempts(self._fleet, profile, _demand_of(opened, generation)),
             slice_end_tokens=order.bound.output_tokens if stated is None else None,
             is_streamed=generation.stream,
         )
@@ -272,6 +272,11 @@ class Generator:
         usage = ended.reported or ended.delivered
         run.call.note(upstream=answer.upstream, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens)
         return self._settlement.settle(run.opened, ended)
+
+
+def _demand_of(opened: OpenCall, generation: pb.Generation) -> Demand:
+    head = head_of(generation) if opened.profile.affinity else None
+    return Demand(opened.hold.account_id, opened.order.bound.rate_tokens, head)
 
 
 def profile_for(catalogue: Catalogue, model: str, kind: Kind) -> Profile:

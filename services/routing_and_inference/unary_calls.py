@@ -18,7 +18,7 @@ from services.routing_and_inference.admission import Admissions, OpenCall, Order
 from services.routing_and_inference.attempts import Attempts, context_too_long
 from services.routing_and_inference.bounding import PromptSize, TextMeter
 from services.routing_and_inference.catalog import Catalogue, Kind, Profile, UpstreamTarget
-from services.routing_and_inference.fleet import Fleet
+from services.routing_and_inference.fleet import Demand, Fleet
 from services.routing_and_inference.generation import profile_for
 from services.routing_and_inference.ports import (
     Dialects,
@@ -177,7 +177,7 @@ class UnaryCalls:
         estimated: TokenUsage,
     ) -> tuple[_Result, TokenUsage, int | None]:
         """Calls upstreams until one answers, and settles the call however it ends."""
-        attempts = Attempts(self._fleet, opened.profile)
+        attempts = Attempts(self._fleet, opened.profile, Demand(opened.hold.account_id, opened.order.bound.rate_tokens))
         nothing = TokenUsage(input_tokens=estimated.input_tokens, output_tokens=0)
         try:
             result, reported, served = await _first_answer(attempts, attempt)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from services.routing_and_inference import health
 from services.routing_and_inference.catalog import Kind, Price, Profile, UpstreamTarget
-from services.routing_and_inference.fleet import Fleet, UpstreamState, Visit
+from services.routing_and_inference.fleet import Demand, Fleet, UpstreamState, Visit
 from services.routing_and_inference.health import CLOSED, FAILURES_TO_BREAK, FIRST_BREAK_S, LONGEST_BREAK_S, Circuit
 from services.routing_and_inference.ports import FailureKind, UpstreamFailure
 
@@ -94,10 +94,10 @@ class World:
         self.state(name).circuit = broken(self.now_s)
 
     def names(self) -> list[str]:
-        return [state.target.name for state in self.fleet.order(self.profile)]
+        return [state.target.name for state in self.fleet.order(self.profile, Demand())]
 
     def visit(self, name: str, *, is_repeat: bool = False) -> Visit:
-        return self.fleet.visit(self.state(name), is_repeat=is_repeat)
+        return self.fleet.visit(self.state(name), Demand(), is_repeat=is_repeat)
 
 
 def test_the_healthy_come_in_order_the_broken_and_drained_do_not() -> None:
@@ -123,9 +123,9 @@ def test_two_calls_do_not_probe_at_once() -> None:
     world = World("a", "b")
     world.break_it("a")
     world.now_s = FIRST_BREAK_S
-    first, second = world.fleet.order(world.profile), world.fleet.order(world.profile)
+    first, second = world.fleet.order(world.profile, Demand()), world.fleet.order(world.profile, Demand())
 
-    probe = world.fleet.visit(next(first), is_repeat=False)
+    probe = world.fleet.visit(next(first), Demand(), is_repeat=False)
     assert (probe.state.target.name, next(second).target.name) == ("a", "b")
     probe.succeeded()
     assert world.state("a").circuit == CLOSED
@@ -169,7 +169,7 @@ def test_repeats_are_a_share_of_the_calls() -> None:
     calls, repeats = 1_000, 0
     for _ in range(calls):
         world.visit("a").abandoned()
-        if list(world.fleet.repeats(world.profile, frozenset({"a"}))):
+        if list(world.fleet.repeats(world.profile, frozenset({"a"}), Demand())):
             world.visit("a", is_repeat=True).abandoned()
             repeats += 1
 
@@ -179,4 +179,4 @@ def test_repeats_are_a_share_of_the_calls() -> None:
 def test_only_those_that_failed_this_call_before_are_tried_again() -> None:
     world = World("a", "b")
 
-    assert [s.target.name for s in world.fleet.repeats(world.profile, frozenset({"b"}))] == ["b"]
+    assert [s.target.name for s in world.fleet.repeats(world.profile, frozenset({"b"}), Demand())] == ["b"]
