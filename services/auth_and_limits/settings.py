@@ -6,7 +6,7 @@ Owns what only this service needs; the rest is every process's. Read once, at st
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
-from pydantic_settings import SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.auth_and_limits.plans import PACKAGED_PLANS
 from services.runtime.settings import Endpoints, ProcessSettings
@@ -77,3 +77,17 @@ class Settings(ProcessSettings):
     def key_pepper(self) -> bytes:
         """The secret itself. Raises OSError."""
         return (self.key_pepper_file or self.secrets_dir / "key_pepper").read_text().strip().encode()
+
+
+class MigrationSettings(BaseSettings):
+    """The few of `MWS_AUTH_*` that say where accounts are kept."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MWS_AUTH_", frozen=True, extra="ignore", use_attribute_docstrings=True
+    )
+
+    postgres_url: SecretStr | None = None
+    """As of the service."""
+
+    data_dir: Path | None = None
+    """As of the service; for the SQLite file."""

@@ -12,14 +12,18 @@ from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
 import pytest
+from pydantic import SecretStr
 
 from services.auth_and_limits import api_keys
 from services.auth_and_limits.account_stores import open_shared
 from services.auth_and_limits.adapters.sql_migrations import KNOWN, AccountSchemaError
 from services.auth_and_limits.directory import Directory
 from services.auth_and_limits.identity import OidcTokens
+from services.auth_and_limits.migrate import bring_up
+from services.auth_and_limits.migrate import main as migrate
 from services.auth_and_limits.ports import AccountStore, ChangeFeed
 from services.auth_and_limits.records import Account, Key
+from services.auth_and_limits.settings import MigrationSettings
 from services.runtime.errors import InvalidCredentialError, StoreUnavailableError
 from tests.contract.auth_and_limits.account_store import add_account, add_key, event, replicas_on
 from tests.postgres_server import PostgresServer
@@ -179,8 +183,8 @@ async def test_a_frozen_postgresql_counts_as_down_within_a_quarter_of_a_second(
         asked_s = time.monotonic() - began
         postgres.thaw()
 
-        assert known_s < 0.1
-        assert 0.2 < asked_s < 1.0
+        assert known_s < 0.25
+        assert 0.2 < asked_s < 2.0
         await until(lambda: replica.feed.is_healthy)
         assert not await replica.works(UNUSED)
 
@@ -210,7 +214,7 @@ async def test_a_replica_that_stands_still_does_not_keep_others_from_writing(
         waited_s = time.monotonic() - began
         deaf.terminate()
 
-        assert 0.9 < waited_s < 3.0
+        assert 0.9 < waited_s < 4.0
 
 
 async def replica_that_never_answers(url: str) -> Any:
@@ -254,3 +258,20 @@ async def test_an_older_schema_is_refused_where_a_start_may_not_bring_it_up(post
     with pytest.raises(AccountSchemaError, match="may not bring it up"):
         async with open_shared(postgres_url, may_migrate=False):
             pass
+    await bring_up(MigrationSettings(postgres_url=SecretStr(postgres_url)))
+    async with open_shared(postgres_url, may_migrate=False) as (store, _):
+        assert (await store.changed_since(0)).revision == 0
+
+
+def test_the_migration_says_what_it_did(
+    postgres: PostgresServer, postgres_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MWS_AUTH_POSTGRES_URL", postgres_url)
+    statuses = [migrate(), migrate()]
+    postgres.stop()
+    statuses.append(migrate())
+
+    assert statuses == [0, 0, 1]
+    said = capsys.readouterr()
+    assert KNOWN in said.out
+    assert said.err.startswith("error: ")
