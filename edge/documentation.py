@@ -9,6 +9,7 @@ import msgspec
 from fastapi import FastAPI
 
 from edge.anthropic import schema as anthropic
+from edge.openai import document as openai_document
 from edge.openai import schema as openai
 from edge.routes.embeddings import EmbeddingsReply, EmbeddingsRequest
 from edge.routes.models import Model, ModelList
@@ -51,31 +52,6 @@ _STRUCTS: dict[str, list[type[msgspec.Struct]]] = {
 }
 
 
-_TEXTS = {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}}
-_TOKENS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}}
-# Members that the Structs take undecoded, since one of several forms is read from them.
-_READ_LATER: dict[str, dict[str, Any]] = {
-    "EmbeddingsRequest": {
-        "input": {
-            "description": "A text, texts, one list of token ids, or several; at most 2048.",
-            "anyOf": [
-                {"type": "string", "minLength": 1},
-                {**_TEXTS, "maxItems": 2048},
-                _TOKENS,
-                {"type": "array", "minItems": 1, "maxItems": 2048, "items": _TOKENS},
-            ],
-        }
-    },
-    "RerankRequest": {
-        "documents": {
-            "description": "Texts, or objects with a `text` or with the members to rank by.",
-            "type": "array",
-            "minItems": 1,
-            "maxItems": 1000,
-            "items": {"anyOf": [{"type": "string"}, {"type": "object"}]},
-        }
-    },
-}
 _IDS = {
     name: {"schema": {"type": "string", "minLength": 1}, "description": text}
     for name, text in (
@@ -147,8 +123,7 @@ def _schemas() -> dict[str, Any]:
         found.update({prefix + name: schema for name, schema in components.items()})
     for schema in found.values():  # what the Structs do not name is kept or ignored, never refused
         schema.pop("additionalProperties", None)
-    for name, members in _READ_LATER.items():
-        found[name]["properties"].update(members)
+    openai_document.refine(found)
     return found
 
 

@@ -23,7 +23,7 @@ def refuse_unserved(options: schema.Options) -> None:
         if (getattr(options, name) or 1) > 1:
             raise CodedFieldError(
                 (name,),
-                f"Unsupported value: '{name}' does not support more than 1 here..",
+                f"Unsupported value: '{name}' does not support more than 1 here.",
                 "unsupported_value",
             )
     if options.modalities and "audio" in options.modalities:
