@@ -20,7 +20,7 @@ from edge.ask import Ask
 from edge.shapes import ANTHROPIC, OPENAI, Shape
 from services.routing_and_inference.answer import Answer
 from services.routing_and_inference.attempts import Attempts
-from services.routing_and_inference.fleet import Fleet
+from services.routing_and_inference.fleet import Demand, Fleet
 from services.routing_and_inference.ports import Upstream, UpstreamFailure, UpstreamRequest
 from services.routing_and_inference.upstreams import dialects
 from services.runtime.errors import GatewayError
@@ -60,10 +60,14 @@ def request_from(
 
 
 def hear(
-    pieces: Sequence[bytes], request: UpstreamRequest, shape: str, *, status: int = 200, is_whole: bool = False
+    pieces: Sequence[bytes], request: UpstreamRequest, shape: str, *, status: int = 200, is_whole: bool | None = None
 ) -> Heard:
-    """The whole way of one attempt, as `generation` and `relay` go it; a failure is answered as the edge answers it."""
-    kind = "application/json" if is_whole or not request.generation.stream else "text/event-stream; charset=utf-8"
+    """The whole way of one attempt, as `generation` and `relay` go it; a failure is answered as the edge answers it.
+
+    `is_whole`: how the upstream labels its answer; None: as it was asked to.
+    """
+    is_whole = not request.generation.stream if is_whole is None else is_whole
+    kind = "application/json" if is_whole else "text/event-stream; charset=utf-8"
     http = CannedHttp(CannedResponse(list(pieces), {"content-type": kind}, status=status))
     return hear_from(dialects(http, instant=True).generation[request.target.dialect], request, shape)
 
@@ -136,7 +140,7 @@ def _fail(heard: Heard, failure: UpstreamFailure, request: UpstreamRequest, *, d
 def error_of(failure: UpstreamFailure, request: UpstreamRequest, *, delivered: bool = False) -> GatewayError:
     """What becomes of an upstream's failure when no other upstream is left."""
     fleet = Fleet([request.profile], now_s=lambda: 0.0, wall_us=lambda: 0, random=lambda: 0.5)
-    attempts = Attempts(fleet, request.profile)
+    attempts = Attempts(fleet, request.profile, Demand())
     assert run_now(attempts.next()) is not None
     with attempts:
         raise failure

@@ -120,7 +120,7 @@ class AnthropicAnswer:
         """One event of a stream (True: `message_stop`), or a whole message. Raises UpstreamFailure."""
         try:
             event = _decode_event(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except errors.UNREADABLE:
             return self._feed_unusual(name, payload)
         kind = event.type or name.decode("latin-1")
         if kind == "content_block_delta" and event.delta is not None:
@@ -335,12 +335,12 @@ def _compact(text: str) -> str:
     """As a whole answer's input is written; what was cut short stays as it is."""
     try:
         return msgspec.json.format(text, indent=-1)
-    except msgspec.DecodeError:
+    except errors.UNREADABLE:
         return text
 
 
 def _is_object(text: str) -> bool:
     try:
         return isinstance(msgspec.json.decode(text), dict)
-    except msgspec.DecodeError:
+    except errors.UNREADABLE:
         return False

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import msgspec
 from mws.common.v1.token_usage_pb2 import TokenUsage
 
+from services.routing_and_inference.upstreams import errors
+
 _MOST = 1 << 53  # a count above is a defect of the sender
 
 
@@ -101,7 +103,7 @@ def _counted_usually(payload: bytes | msgspec.Raw) -> _Counted | None:
     """None: something is unusual, so every member has to be looked at."""
     try:
         usage = _decode_usual(payload)
-    except msgspec.DecodeError:
+    except errors.UNREADABLE:
         return None
     prompt_details = usage.prompt_tokens_details or _NO_PROMPT_DETAILS
     cached = prompt_details.cached_tokens
@@ -122,7 +124,7 @@ def _counted_usually(payload: bytes | msgspec.Raw) -> _Counted | None:
 def _counted_leniently(payload: bytes | msgspec.Raw) -> _Counted:
     try:
         usage = msgspec.json.decode(payload)
-    except msgspec.DecodeError:
+    except errors.UNREADABLE:
         usage = None
     if not isinstance(usage, dict):
         usage = {}

@@ -113,7 +113,7 @@ def _shortened(vector: bytes, dimensions: int) -> bytes:
 def _read(answer: bytes, wanted: int) -> tuple[list[bytes], int | None]:
     try:
         reply = _decode_reply(answer)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except errors.UNREADABLE:
         raise errors.malformed() from None
     places = [place if item.index is None else item.index for place, item in enumerate(reply.data)]
     if sorted(places) != list(range(wanted)):

@@ -15,6 +15,7 @@ from services.routing_and_inference.catalog import UpstreamTarget
 from services.routing_and_inference.ports import FailureKind, UpstreamFailure
 from services.routing_and_inference.upstreams.http import HttpFailure, HttpFailureKind
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # what reading somebody's JSON may raise
 _REMOVED = "[removed]"
 _MOST_TEXT = 300  # characters of an upstream's message that a caller gets to see
 _MOST_READ = 2400  # characters of it that are looked at
@@ -155,7 +156,7 @@ def read_error(body: bytes) -> ErrorBody:
     """Reads an error body of any shape: JSON objects of every vendor, plain text, HTML (of which nothing is kept)."""
     try:
         return _error_of(msgspec.json.decode(body))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         text = body[:_MOST_READ].decode("utf-8", "replace").strip()
         return ErrorBody("" if text.startswith("<") else text)
 

@@ -27,7 +27,8 @@ from services.routing_and_inference.upstreams.sse import SseReader, SseTooLongEr
 
 MOST_BYTES = 64 * 1024 * 1024  # of an answer in one piece
 _MOST_ERROR_BYTES = 256 * 1024
-_STREAM_BEGINNINGS = (b"data:", b"event:", b":")
+_STREAM_BEGINNINGS = (b"data:", b"event:", b":", b"id:", b"retry:")
+_BEFORE_IT = b"\xef\xbb\xbf \t\r\n"  # a byte order mark and white space
 _FIXED: Headers = (
     ("content-type", "application/json"),
     ("accept", "application/json, text/event-stream"),
@@ -188,7 +189,7 @@ async def _read_whole(response: HttpResponse, answer: Answer) -> bool:
         body = await response.read(MOST_BYTES)
     except HttpFailure as failure:
         raise errors.of_http(failure, accepted=True) from None
-    if body.lstrip().startswith(_STREAM_BEGINNINGS):  # a stream that is not labelled as one
+    if body.lstrip(_BEFORE_IT).startswith(_STREAM_BEGINNINGS):  # a stream that is not labelled as one
         reader = SseReader()
         return _feed(reader, body, answer) or _feed(reader, b"", answer)
     answer.feed(b"", body)

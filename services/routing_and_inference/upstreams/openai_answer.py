@@ -126,7 +126,7 @@ class OpenAiAnswer:
         """One payload: a chunk of a stream, a whole answer, or `[DONE]`, after which nothing counts."""
         try:
             chunk = _decode_chunk(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except errors.UNREADABLE as error:
             if payload.lstrip().startswith(_DONE):
                 return True
             if not payload.strip():

@@ -183,7 +183,7 @@ def _parameters(schema_json: str, *, same_dialect: bool) -> msgspec.Raw:
         return msgspec.Raw(schema_json)
     try:
         schema = _members(schema_json)
-    except msgspec.DecodeError:
+    except errors.UNREADABLE:
         raise errors.rejected("a tool's parameters are not a JSON object") from None
     if "type" in schema and "properties" in schema and "$schema" not in schema:
         return msgspec.Raw(schema_json)

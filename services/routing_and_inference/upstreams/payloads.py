@@ -15,7 +15,7 @@ def decode(payload: bytes | msgspec.Raw) -> Any:
     """The value. Raises UpstreamFailure (MALFORMED)."""
     try:
         return msgspec.json.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except errors.UNREADABLE:
         raise errors.malformed() from None
 
 

@@ -65,7 +65,7 @@ class RerankApi:
 def _decoded(answer: Whole) -> object:
     try:
         reply: object = msgspec.json.decode(answer.body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except errors.UNREADABLE:
         raise errors.malformed() from None
     return reply
 

@@ -10,6 +10,8 @@ import msgspec
 from mws.inference.v1 import generation_pb2 as pb
 from mws.inference.v1.generation_pb2 import GenerationEvent
 
+from services.routing_and_inference.upstreams import errors
+
 _TEXT, _THINKING, _ARGUMENTS = 1, 2, 3
 
 _SAME_NAMES: Mapping[str, str] = MappingProxyType({})
@@ -238,7 +240,7 @@ def is_json(text: str) -> bool:
     """The text is one JSON value."""
     try:
         msgspec.json.decode(text, type=msgspec.Raw)
-    except msgspec.DecodeError:
+    except errors.UNREADABLE:
         return False
     return True
 
@@ -256,7 +258,7 @@ def as_object(text: str) -> str:
             return text
         try:
             value = msgspec.json.decode(text)
-        except msgspec.DecodeError:
+        except errors.UNREADABLE:
             return msgspec.json.encode({"_raw": text}).decode()
         if not isinstance(value, str):
             break

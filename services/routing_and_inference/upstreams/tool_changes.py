@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 from mws.inference.v1 import generation_pb2 as pb
 
+from services.routing_and_inference.upstreams import errors
+
 _CHANGES = ("tool_addition", "tool_removal")
 
 
@@ -59,7 +61,7 @@ def _changes(generation: pb.Generation) -> Iterator[tuple[str, _Change]]:
             if block.HasField("opaque") and block.opaque.type in _CHANGES:
                 try:
                     yield block.opaque.type, _decode(block.opaque.json)
-                except msgspec.DecodeError:
+                except errors.UNREADABLE:
                     continue
 
 

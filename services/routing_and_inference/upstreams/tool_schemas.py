@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from services.routing_and_inference.upstreams import errors
+
 _OF_SCHEMAS_BY_NAME = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 _VALUES = frozenset({"const", "default", "enum", "examples", "example", "required"})
 _encode = msgspec.json.Encoder().encode
@@ -17,7 +19,7 @@ def without_keywords(schema: msgspec.Raw, keywords: Collection[str]) -> msgspec.
     """The schema without the keywords, wherever they stand in it."""
     try:
         value = msgspec.json.decode(schema)
-    except (msgspec.DecodeError, RecursionError):
+    except errors.UNREADABLE:
         return schema
     return msgspec.Raw(_encode(_cleaned(value, keywords)))
 
