@@ -3,6 +3,7 @@
 Owns the translation and its checks; refuses to know models, limits or transports.
 """
 
+import operator
 from collections.abc import Sequence
 
 import msgspec
@@ -48,6 +49,7 @@ _MODES = {
     "disabled": pb.Reasoning.MODE_DISABLED,
 }
 _MESSAGES_MAX = 100_000
+_forwarded = operator.attrgetter(*_FORWARDED)
 _LEAST_BUDGET = 1024  # tokens of reasoning
 _LARGEST_COUNT = 2**53 - 1  # of tokens; no more than this is ever meant
 
@@ -163,8 +165,10 @@ def _set_format(generation: pb.Generation, request: Request) -> None:
 
 
 def _forward_named(generation: pb.Generation, request: Request) -> None:
-    for name in _FORWARDED:
-        value = getattr(request, name)
+    values = _forwarded(request)
+    if not any(values):  # of nearly every request; UNSET is false as well
+        return
+    for name, value in zip(_FORWARDED, values, strict=True):
         if value is None or value is msgspec.UNSET:
             continue
         text = text_of(value if isinstance(value, Raw) else _encode(value))
