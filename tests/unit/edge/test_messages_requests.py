@@ -1,6 +1,8 @@
 """What a Messages request may hold, member by member: where it ends up, and how a fault in it is named."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -410,3 +412,11 @@ def test_every_member_that_the_sdk_can_send_is_known() -> None:
     outside_the_body = {"betas", "user_profile_id", "workspace_id"}
     known = set(MessagesRequest.__struct_encode_fields__)
     assert set(MessageCreateParamsBase.__annotations__) - outside_the_body <= known
+
+
+def test_every_member_has_a_row_in_the_document() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "dialects.md").read_text()
+    section = page.split("## Anthropic: `POST /v1/messages`")[1].split("### The answer")[0]
+    rows = {name for line in section.splitlines() if line.startswith("|") for name in re.findall(r"`([a-z_]+)", line)}
+
+    assert set(MessagesRequest.__struct_encode_fields__) <= rows
