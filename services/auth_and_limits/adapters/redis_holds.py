@@ -241,8 +241,7 @@ class RedisHolds:
 
     async def _all(self, asked: Sequence[tuple[Argument, ...]]) -> list[list[Any]]:
         """The answers of scripts that are sent together: (script, account, arguments…). Any failure fails them all."""
-        running = [self._link.start(str(name), key_of(str(account)), *rest) for name, account, *rest in asked]
-        return [await self._link.finish(answer) for answer in running]
+        return await self._link.run_all([(name, key_of(str(account)), *rest) for name, account, *rest in asked])
 
     async def _owner(self, call_id: str) -> str:
         """The account of a call, where nobody said it; empty: not known."""

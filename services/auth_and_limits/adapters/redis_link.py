@@ -5,7 +5,7 @@ Owns connecting, Redis's time and the one attempt that a decision has; refuses t
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import hiredis
@@ -19,6 +19,9 @@ from services.runtime.errors import StoreUnavailableError
 _PAUSE_S = 0.1
 _PROBE_S = 1.0
 _ROLE_CHANGED = ("READONLY", "MASTERDOWN", "LOADING", "NOSCRIPT", "NOAUTH")
+Asked = tuple[Argument, ...]
+"""A script's name, its key, and its arguments."""
+
 _log = structlog.get_logger()
 
 
@@ -77,20 +80,13 @@ class RedisLink:
             raise away()
         return wire.send(pack(command))
 
-    def start(self, name: str, key: Argument, *arguments: Argument) -> "asyncio.Future[Any]":
-        """Sends a script that does nothing once its caller has stopped waiting. `finish` takes its answer."""
+    def start(self, name: Argument, key: Argument, *arguments: Argument) -> "asyncio.Future[Any]":
+        """Sends a script that does nothing once its caller has stopped waiting."""
         wire = self._wire
         if wire is None:
             raise away()
         not_after_us = self._now_us() + self._ahead_us + self._patience_us
-        return wire.send(pack(("EVALSHA", self._scripts[name].sha1, 1, key, not_after_us, *arguments)))
-
-    async def finish(self, answer: "asyncio.Future[Any]") -> list[Any]:
-        """What a script says that `start` has sent. Raises StoreUnavailableError."""
-        checked = self._checked(await answer)
-        if checked[0] == Code.LATE:
-            raise away()
-        return checked
+        return wire.send(pack(("EVALSHA", self._scripts[str(name)].sha1, 1, key, not_after_us, *arguments)))
 
     async def ask(self, *command: Argument) -> Any:
         """The answer to a plain command. Raises StoreUnavailableError."""
@@ -101,14 +97,23 @@ class RedisLink:
 
     async def run(self, name: str, key: Argument, *arguments: Argument) -> list[Any]:
         """A script's answer: its code, Redis's time, and what it says. Raises StoreUnavailableError."""
-        began_us = self._now_us()
-        answer = self._checked(await self.start(name, key, *arguments))
-        if answer[0] == Code.LATE and self._now_us() - began_us < self._patience_us:
-            # It came in time, so it was the clock that had been set: nothing was done, and the time is known now.
-            answer = self._checked(await self.start(name, key, *arguments))
-        if answer[0] == Code.LATE:
-            raise away()
+        (answer,) = await self.run_all([(name, key, *arguments)])
         return answer
+
+    async def run_all(self, asked: Sequence[Asked]) -> list[list[Any]]:
+        """The answers of scripts that are sent together. Any failure fails them all, whatever was done."""
+        began_us = self._now_us()
+        running = [self.start(*one) for one in asked]
+        answers = [self._checked(await answer) for answer in running]
+        for index, answer in enumerate(answers):
+            if answer[0] == Code.LATE:
+                if self._now_us() - began_us >= self._patience_us:
+                    raise away()
+                # It came in time, so it was the clock that had been set: nothing was done, and the time is known now.
+                answers[index] = self._checked(await self.start(*asked[index]))
+        if any(answer[0] == Code.LATE for answer in answers):
+            raise away()
+        return answers
 
     def _checked(self, answer: Any) -> list[Any]:
         if type(answer) is list:

@@ -62,10 +62,10 @@ class LiveAccounts:
             return ()
         last = self._next + _ACCOUNTS_PER_LOOK - 1
         accounts = [account.decode() for account in await self._link.ask("ZRANGE", _KEY, self._next, last)]
-        looks = [self._link.start("lapsed", key_of(account), at_most) for account in accounts]
+        looks = await self._link.run_all([("lapsed", key_of(account), at_most) for account in accounts])
         idle = []
         for account, look in zip(accounts, looks, strict=True):
-            _, _, live_holds, calls = await self._link.finish(look)
+            _, _, live_holds, calls = look
             self._counted += live_holds
             if not live_holds:
                 idle.append(account)

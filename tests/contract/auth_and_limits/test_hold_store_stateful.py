@@ -4,8 +4,7 @@ Owns the state machine; refuses single cases, which have their own tests.
 """
 
 import asyncio
-import shutil
-import tempfile
+import itertools
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,17 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from services.auth_and_limits.holds import LEASE_US, Hold, HoldState
 from services.auth_and_limits.records import Admitted, Ask, Finished, Outcome, Refused
 from services.runtime.errors import CallAlreadyAdmittedError, HoldNotOpenError
-from tests.contract.auth_and_limits.hold_store import ACCOUNT_ID, EmbeddedBench, ask, with_ceilings
+from tests.contract.auth_and_limits.hold_store import ACCOUNT_ID, Bench, EmbeddedBench, RedisBench, ask, with_ceilings
+from tests.redis_server import RedisServer
 
 T = TypeVar("T")
 CALLS_AT_ONCE = 4
+HOURS_US = 10 * 3_600_000_000
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Known:
     state: HoldState
     is_posted: bool = False  # metering has a posting for it
     charged: int = 0
+    was_kept: bool = False  # the reaper heard of the posting, and left its charge held for another lease
 
 
 class HoldStoreMachine(RuleBasedStateMachine):
@@ -41,20 +43,27 @@ class HoldStoreMachine(RuleBasedStateMachine):
 
     calls = Bundle("calls")
 
-    def __init__(self) -> None:
+    def __init__(self, bench: Bench[Any]) -> None:
         super().__init__()
         self._runner = asyncio.Runner()
-        self._root = Path(tempfile.mkdtemp())
-        self._bench = EmbeddedBench(self._root / "auth")
-        self._bench.account = with_ceilings(self._bench.account, calls=CALLS_AT_ONCE)
+        self._bench = bench
+        self._bench.account = with_ceilings(self._bench.account, rpm=20, tpm=20_000, calls=CALLS_AT_ONCE)
         self._run(self._bench.open())
         self._balance = 0
         self._calls: list[Known] = []
 
     def teardown(self) -> None:
-        self._run(self._bench.holds.close())
-        self._runner.close()
-        shutil.rmtree(self._root)
+        """Whatever happened: once every call is over nothing is held, and all of the balance can be spent."""
+        try:
+            open_ids = [call.asked.call_id for call in self._calls if call.state is not HoldState.CLOSED]
+            self._run(self._bench.fund(self._balance, *open_ids))
+            assert self._run(self._bench.held()) == (0, 0)
+            self._bench.clock.advance_us(HOURS_US)
+            if self._balance >= 0:
+                self._run(self._bench.admitted(ask(self._balance)))
+        finally:
+            self._run(self._bench.close())
+            self._runner.close()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(work)
@@ -83,6 +92,24 @@ class HoldStoreMachine(RuleBasedStateMachine):
         known = Known(asked, amount, HoldState.OPEN)
         self._calls.append(known)
         return known
+
+    @rule(tokens=st.integers(1, 20_000))
+    def wait_as_told(self, tokens: int) -> None:
+        """Waiting as long as told is enough, and a microsecond less is not; a refusal takes nothing."""
+        if self._balance < self._held or sum(call.state is HoldState.OPEN for call in self._calls) >= CALLS_AT_ONCE:
+            return
+        asked = ask(0, tokens)
+        verdict = self._run(self._bench.admit(asked))
+        if isinstance(verdict, Refused):
+            assert verdict.retry_in_us
+            self._bench.clock.advance_us(verdict.retry_in_us - 1)
+            again = self._run(self._bench.admit(asked))
+            assert isinstance(again, Refused)
+            assert again.retry_in_us == 1
+            self._bench.clock.advance_us(1)
+            verdict = self._run(self._bench.admit(asked))
+        assert isinstance(verdict, Admitted)
+        self._calls.append(Known(asked, 0, HoldState.OPEN))
 
     @rule(call=calls, same_run=st.booleans())
     def admit_again(self, call: Known | None, same_run: bool) -> None:
@@ -165,12 +192,10 @@ class HoldStoreMachine(RuleBasedStateMachine):
         outcomes = {call.asked.call_id: Outcome(call.is_posted, call.charged) for call in named}
         self._run(self._bench.holds.settle(outcomes))
         for call in named:
-            if not call.is_posted:
+            if not call.is_posted or call.was_kept:
                 self._close(call)
-            elif call.asked.call_id in self._bench.holds.state.holds:
-                call.state, call.amount = HoldState.FINISHED, call.charged
             else:
-                self._close(call)
+                call.was_kept, call.state, call.amount = True, HoldState.FINISHED, call.charged
 
     @rule()
     def crash(self) -> None:
@@ -193,11 +218,27 @@ class HoldStoreMachine(RuleBasedStateMachine):
         )
 
 
-HoldStoreMachine.TestCase.settings = settings(
-    max_examples=30,
-    stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+_SETTINGS = {
+    "stateful_step_count": 30,
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+}
+
+
 # Every step waits for the disk, which may be busy with other things.
-test_any_order_keeps_the_books = pytest.mark.timeout(240)(HoldStoreMachine.TestCase)
+@pytest.mark.timeout(240)
+def test_any_order_keeps_the_books_of_the_embedded_store(tmp_path: Path) -> None:
+    numbers = itertools.count()
+
+    def machine() -> HoldStoreMachine:
+        return HoldStoreMachine(EmbeddedBench(tmp_path / str(next(numbers)) / "auth"))
+
+    run_state_machine_as_test(machine, settings=settings(max_examples=25, **_SETTINGS))  # type: ignore[arg-type]
+
+
+@pytest.mark.timeout(240)
+def test_any_order_keeps_the_books_in_redis(shared_redis: RedisServer) -> None:
+    def machine() -> HoldStoreMachine:
+        return HoldStoreMachine(RedisBench(shared_redis))
+
+    run_state_machine_as_test(machine, settings=settings(max_examples=20, **_SETTINGS))  # type: ignore[arg-type]
