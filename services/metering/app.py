@@ -16,7 +16,7 @@ from mws.metering.v1.ledger_service_pb2_grpc import add_LedgerServiceServicer_to
 from mws.metering.v1.metering_service_pb2_grpc import add_MeteringServiceServicer_to_server
 from mws.metering.v1.usage_service_pb2_grpc import add_UsageServiceServicer_to_server
 
-from services.metering import granting
+from services.metering import answers, granting
 from services.metering import low_balance as low_balance_events
 from services.metering.adapters.auth_listener import AuthListener
 from services.metering.credits import Credits
@@ -97,10 +97,10 @@ def _forget(row_ids: Sequence[int], transaction: LedgerTransaction) -> None:
 
 
 async def sweep(ledger: LedgerStore, interval_s: float, low_balance: tuple[int, ...]) -> None:
-    """Ends expired promotions and announces low balances, for ever."""
+    """Ends expired promotions, forgets old answers and announces low balances, for ever."""
 
     def turn(transaction: LedgerTransaction) -> tuple[int, list[tuple[int, BalanceEvent]]]:
-        found = granting.sweep(transaction, now_us(), new_id, low_balance)
+        found = granting.sweep(transaction, now_us(), new_id, low_balance) + answers.sweep(transaction, now_us())
         return found, low_balance_events.unannounced(transaction)
 
     while True:

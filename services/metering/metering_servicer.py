@@ -9,7 +9,7 @@ from typing import Any
 from mws.metering.v1 import metering_service_pb2 as pb
 from mws.metering.v1.metering_service_pb2_grpc import MeteringServiceServicer
 
-from services.metering import metrics, translate, usage
+from services.metering import answers, metrics, translate, usage
 from services.metering.ports import Footprint, LedgerStore
 from services.metering.pricing import canonical_json
 from services.metering.usage import Moment, OutcomeKind, RecordOutcome
@@ -43,9 +43,10 @@ class MeteringServicer(MeteringServiceServicer):
     async def RecordUsage(self, request: pb.RecordUsageRequest, context: Any) -> pb.RecordUsageResponse:
         translate.check_batch("events", len(request.events))
         events = [translate.event_from_pb(event) for event in request.events]
+        kept = translate.answers_from_pb(request.events)
         moment = Moment(self._now_us(), self._new_id, self._low_balance)
         outcomes = await self._store.commit(
-            lambda transaction: usage.record(transaction, events, moment), footprint=usage.footprint_of(events)
+            lambda transaction: usage.record(transaction, events, moment, kept), footprint=usage.footprint_of(events)
         )
         _count(outcomes)
         call_of(context).note(events=len(events))
@@ -83,6 +84,16 @@ class MeteringServicer(MeteringServiceServicer):
             self._known_books.add(version)
         call_of(context).note(price_book_version=version, profiles=len(prices))
         return pb.RegisterPriceBookResponse()
+
+    async def GetKeptAnswer(self, request: pb.GetKeptAnswerRequest, context: Any) -> pb.GetKeptAnswerResponse:
+        account_id = translate.account_id_of(request.account_id)
+        key = translate.usable_key(request.idempotency_key)
+        call_of(context).note(account_id=account_id)
+        now_us = self._now_us()
+        found = await self._store.commit(
+            lambda transaction: answers.find(transaction, account_id, key, now_us), footprint=Footprint()
+        )
+        return translate.kept_answer_to_pb(found)
 
 
 def _count(outcomes: list[RecordOutcome]) -> None:

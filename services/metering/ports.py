@@ -72,6 +72,27 @@ class BalanceEvent(NamedTuple):
     occurred_at_us: int
 
 
+class KeptAnswer(NamedTuple):
+    """The folded answer of a call under an idempotency key. It is what a user was told: it has no text form."""
+
+    idempotency_key: str
+    body_sha256: bytes
+    form: str
+    message: bytes  # empty: too large to be kept
+
+    def __repr__(self) -> str:
+        return f"KeptAnswer({len(self.message)} bytes)"
+
+
+class KeptAnswerRecord(NamedTuple):
+    """A kept answer on record."""
+
+    account_id: str
+    call_id: str
+    answer: KeptAnswer
+    kept_until_us: int
+
+
 class BalanceNotice(NamedTuple):
     """A row of the outbox: what auth-and-limits has to hear about an account."""
 
@@ -139,6 +160,19 @@ class LedgerTransaction(Protocol):
 
     def forget_balance_events(self, row_ids: Sequence[int]) -> None:
         """Lets announced crossings wait no more. They stay on record."""
+
+    def keep_answer(self, record: KeptAnswerRecord, now_us: int) -> str:
+        """Keeps an answer under its account and key, in the place of one that is over; returns the call that the key
+        stands for then: the record's, or another one whose answer is kept already.
+
+        Of two transactions that keep different calls under one key, one sees the other's: it waits for it if need be.
+        """
+
+    def kept_answer(self, account_id: str, idempotency_key: str) -> KeptAnswerRecord | None:
+        """What is kept under a key, or None."""
+
+    def forget_answers(self, until_us: int, limit: int) -> int:
+        """Deletes answers that are kept until this instant or less. Returns how many."""
 
     def accounts_with_due_promotions(self, now_us: int, limit: int) -> list[str]:
         """Accounts that have an expired promotion with something left."""

@@ -4,7 +4,7 @@ Owns parsing: past it nobody re-checks a request; refuses to decide what a value
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import le
 
 from google.protobuf.json_format import MessageToJson
@@ -17,7 +17,7 @@ from mws.metering.v1 import usage_service_pb2 as usage_pb
 from services.metering.charging import Ending, Operation, UsageEvent
 from services.metering.granting import Credit
 from services.metering.ledger import MAX_GRANT_NANO_USD, CreditKind, Customer, Transfer, customer_account
-from services.metering.ports import PostedCall, Rejection, UsageRecord
+from services.metering.ports import KeptAnswer, KeptAnswerRecord, PostedCall, Rejection, UsageRecord
 from services.metering.pricing import NO_USAGE, ProfilePrice, TokenUsage, price_book_version
 from services.metering.usage import OutcomeKind, RecordOutcome
 from services.runtime.errors import FieldViolation, InvalidRequestError
@@ -36,6 +36,8 @@ _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 _SHA256 = re.compile(r"[0-9a-f]{64}").fullmatch
 _OPERATIONS = frozenset(Operation)
 _ENDINGS: frozenset[int] = frozenset(ending.value for ending in Ending)
+_SHA256_BYTES = 32
+_LONGEST_FORM = 128
 _LONGEST_TEXTS = (MAX_ACCOUNT_ID, 128, 128, 256, 256, 128)
 _KINDS = {
     ledger_pb.CREDIT_KIND_PURCHASE: CreditKind.PURCHASE,
@@ -104,7 +106,7 @@ def event_from_pb(message: pb.UsageEvent) -> UsageEvent | Rejection:
         micros(message.started_at),
         micros(message.ended_at),
     )
-    fault = _text_fault(event) or _number_fault(event) or _count_fault(event)
+    fault = _text_fault(event) or _number_fault(event) or _count_fault(event) or _answer_fault(message)
     return Rejection(event.call_id[:64], fault, _as_json(message)) if fault else event
 
 
@@ -147,7 +149,42 @@ def _count_fault(event: UsageEvent) -> str:
     return ""
 
 
+def _answer_fault(message: pb.UsageEvent) -> str:
+    if not message.HasField("answer"):
+        return ""
+    answer = message.answer
+    is_usable = 1 <= len(answer.idempotency_key) <= MAX_IDEMPOTENCY_KEY and "\0" not in answer.idempotency_key
+    if is_usable and len(answer.body_sha256) == _SHA256_BYTES and len(answer.form) <= _LONGEST_FORM:
+        return ""
+    return "answer: idempotency_key, body_sha256 or form is absent, too long or unusable"
+
+
+def answers_from_pb(events: Iterable[pb.UsageEvent]) -> dict[str, KeptAnswer]:
+    """The answers of calls under idempotency keys, by call id."""
+    return {
+        event.call_id: KeptAnswer(
+            event.answer.idempotency_key, event.answer.body_sha256, event.answer.form, event.answer.message
+        )
+        for event in events
+        if event.HasField("answer")
+    }
+
+
+def kept_answer_to_pb(record: KeptAnswerRecord) -> pb.GetKeptAnswerResponse:
+    """What is kept under a key."""
+    return pb.GetKeptAnswerResponse(
+        call_id=record.call_id,
+        answer=pb.KeptAnswer(**record.answer._asdict()),
+        kept_until=timestamp(record.kept_until_us),
+    )
+
+
 def _as_json(event: pb.UsageEvent) -> str:
+    if event.HasField("answer"):  # what a user was told is nothing to look at
+        bare = pb.UsageEvent()
+        bare.CopyFrom(event)
+        bare.ClearField("answer")
+        event = bare
     return MessageToJson(event, indent=None, preserving_proto_field_name=True)[:_REJECTED_TEXT]
 
 
@@ -295,10 +332,16 @@ def credit_from_pb(request: ledger_pb.GrantCreditsRequest) -> Credit:
     return Credit(account_id_of(request.account_id), key, amount_nano_usd, kind, expires_at_us)
 
 
+def usable_key(idempotency_key: str) -> str:
+    """A usable idempotency key. Raises InvalidRequestError."""
+    if not 1 <= len(idempotency_key) <= MAX_IDEMPOTENCY_KEY or "\0" in idempotency_key:
+        raise invalid("idempotency_key", f"must have 1..{MAX_IDEMPOTENCY_KEY} characters, none of them NUL")
+    return idempotency_key
+
+
 def keyed_amount(idempotency_key: str, amount_nano_usd: int, smallest: int = 1) -> tuple[str, int]:
     """A usable idempotency key and amount. Raises InvalidRequestError."""
-    if not 1 <= len(idempotency_key) <= MAX_IDEMPOTENCY_KEY:
-        raise invalid("idempotency_key", f"must have 1..{MAX_IDEMPOTENCY_KEY} characters")
+    usable_key(idempotency_key)
     if not smallest <= amount_nano_usd <= MAX_GRANT_NANO_USD:
         raise invalid("amount_nano_usd", f"must be {smallest}..{MAX_GRANT_NANO_USD}")
     return idempotency_key, amount_nano_usd

@@ -62,6 +62,8 @@ def selection_from_pb(account_id: str, span: Span, wanted: pb.UsageFilter) -> Us
     lists = wanted.key_ids, wanted.applications, wanted.profiles, wanted.upstreams, wanted.rules
     if any(len(values) > _MAX_FILTER_VALUES for values in lists):
         raise translate.invalid("filter", f"may list at most {_MAX_FILTER_VALUES} values of a kind")
+    if any("\0" in value for values in lists for value in values):
+        raise translate.invalid("filter", "may not have a NUL character")
     return UsageSelection(account_id, span, *(tuple(values) for values in lists))
 
 

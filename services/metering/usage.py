@@ -4,15 +4,17 @@ Owns the order of these steps inside one transaction; refuses to know protobuf, 
 """
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from services.metering import charging
+from services.metering.answers import Keeping, keep
 from services.metering.charging import UsageEvent
 from services.metering.granting import expire_due
 from services.metering.ledger import MAX_BALANCE_NANO_USD, Transfer, customer_account, revenue_account
 from services.metering.low_balance import note_crossings
-from services.metering.ports import Footprint, LedgerTransaction, PostedCall, Rejection
+from services.metering.ports import Footprint, KeptAnswer, LedgerTransaction, PostedCall, Rejection
 from services.metering.pricing import NO_USAGE, TokenUsage
 
 
@@ -45,9 +47,15 @@ class Moment(NamedTuple):
 
 
 def record(
-    transaction: LedgerTransaction, events: Sequence[UsageEvent | Rejection], moment: Moment
+    transaction: LedgerTransaction,
+    events: Sequence[UsageEvent | Rejection],
+    moment: Moment,
+    answers: Mapping[str, KeptAnswer] = MappingProxyType({}),
 ) -> list[RecordOutcome]:
-    """Records each event at most once, ever. One outcome per event, in order."""
+    """Records each event at most once, ever. One outcome per event, in order.
+
+    `answers` are those of calls under an idempotency key, by call id; each is kept if its call is posted.
+    """
     call_ids = [event.call_id for event in events]
     posted = transaction.posted_calls(call_ids)
     void = transaction.void_calls(call_ids)
@@ -63,7 +71,8 @@ def record(
         elif isinstance(event, Rejection):
             outcome = _reject(transaction, event, moment.now_us)
         else:
-            outcome = _post(transaction, event, moment, is_late=event.call_id in void)
+            answer = answers.get(event.call_id) if answers else None
+            outcome = _post(transaction, event, moment, answer, is_late=event.call_id in void)
             if outcome.kind is OutcomeKind.POSTED:
                 posted[event.call_id] = PostedCall(
                     event.call_id, outcome.rule, outcome.charged_nano_usd, outcome.usage, event.account_id
@@ -87,7 +96,9 @@ def resolve(transaction: LedgerTransaction, call_ids: Sequence[str], now_us: int
     return [posted.get(call_id) for call_id in call_ids]
 
 
-def _post(transaction: LedgerTransaction, event: UsageEvent, moment: Moment, *, is_late: bool) -> RecordOutcome:
+def _post(
+    transaction: LedgerTransaction, event: UsageEvent, moment: Moment, answer: KeptAnswer | None, *, is_late: bool
+) -> RecordOutcome:
     book = transaction.price_book(event.price_book_version)
     if book is None:
         detail = "the price book of this event is not registered"
@@ -99,12 +110,28 @@ def _post(transaction: LedgerTransaction, event: UsageEvent, moment: Moment, *, 
         charge = charging.charge(event, price, is_late=is_late)
     except charging.UnchargeableError as error:
         return _refuse(transaction, event, str(error), moment.now_us)
+    fault = _too_deep(transaction, event, charge) or _foreign_key(transaction, event, answer, moment.now_us)
+    if fault:
+        return _refuse(transaction, event, fault, moment.now_us)
     if charge.nano_usd > 0:
-        if transaction.customer(event.account_id).balance_nano_usd - charge.nano_usd < -MAX_BALANCE_NANO_USD:
-            return _refuse(transaction, event, "the balance would be below any that can be kept", moment.now_us)
         _move(transaction, event, charge, moment)
     transaction.add_usage(event, charge, moment.now_us)
     return RecordOutcome(event.call_id, OutcomeKind.POSTED, charge.nano_usd, charge.rule, charge.usage)
+
+
+def _too_deep(transaction: LedgerTransaction, event: UsageEvent, charge: charging.Charge) -> str:
+    if charge.nano_usd == 0:
+        return ""
+    left = transaction.customer(event.account_id).balance_nano_usd - charge.nano_usd
+    return "the balance would be below any that can be kept" if left < -MAX_BALANCE_NANO_USD else ""
+
+
+def _foreign_key(transaction: LedgerTransaction, event: UsageEvent, answer: KeptAnswer | None, now_us: int) -> str:
+    """Keeps the answer. A key that stands for another call means that the request was run, and charged, before."""
+    if answer is None:
+        return ""
+    holder = keep(transaction, Keeping(event.call_id, event.account_id, answer), now_us)
+    return "" if holder == event.call_id else f"its idempotency key stands for the call {holder}"
 
 
 def _move(transaction: LedgerTransaction, event: UsageEvent, charge: charging.Charge, moment: Moment) -> None:

@@ -58,6 +58,7 @@ ALLOWED: Mapping[str, frozenset[CallerClass]] = {
         _MONEY + "MeteringService/ResolveOutcomes": {_AUTH},
         _MONEY + "MeteringService/ReadBalances": {_AUTH},
         _MONEY + "MeteringService/RegisterPriceBook": {_INFERENCE},
+        _MONEY + "MeteringService/GetKeptAnswer": {_INFERENCE, _EDGE},
         _MONEY + "LedgerService/GetBalance": {_ADMIN, _EDGE, _TEAM},
         _MONEY + "LedgerService/ListEntries": {_ADMIN, _EDGE, _TEAM},
         _MONEY + "LedgerService/GrantCredits": {_ADMIN},

@@ -11,7 +11,15 @@ from services.metering.adapters import postgres_rows as rows
 from services.metering.adapters.postgres_connection import BlockingConnection
 from services.metering.charging import Charge, UsageEvent
 from services.metering.ledger import Customer, Promotion, Transfer, account_id_of, customer_account, is_customer
-from services.metering.ports import BalanceEvent, Footprint, GrantRecord, PostedCall, Rejection
+from services.metering.ports import (
+    BalanceEvent,
+    Footprint,
+    GrantRecord,
+    KeptAnswer,
+    KeptAnswerRecord,
+    PostedCall,
+    Rejection,
+)
 from services.metering.pricing import PriceBook, read_canonical_json
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
@@ -52,6 +60,23 @@ ON CONFLICT (grant_id) DO UPDATE SET remaining_nano_usd = excluded.remaining_nan
 _DUE = """
 SELECT DISTINCT account_id FROM promotions
 WHERE remaining_nano_usd > 0 AND expires_at_us IS NOT NULL AND expires_at_us <= $1 LIMIT $2"""
+
+_KEEP_ANSWER = """
+INSERT INTO kept_answers AS known (account_id, idempotency_key, call_id, body_sha256, form, message, kept_until_us)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT (account_id, idempotency_key) DO UPDATE SET call_id = excluded.call_id,
+    body_sha256 = excluded.body_sha256, form = excluded.form, message = excluded.message,
+    kept_until_us = excluded.kept_until_us
+WHERE known.kept_until_us <= $8"""
+_SELECT_ANSWER = """
+SELECT call_id::text, body_sha256, form, message, kept_until_us FROM kept_answers
+WHERE account_id = $1 AND idempotency_key = $2"""
+_FORGET_ANSWERS = """
+WITH forgotten AS (
+    DELETE FROM kept_answers WHERE ctid = ANY (ARRAY (
+        SELECT ctid FROM kept_answers WHERE kept_until_us <= $1 LIMIT $2 FOR UPDATE SKIP LOCKED
+    )) RETURNING 1
+) SELECT count(*) FROM forgotten"""
 
 
 class PostgresTransaction:
@@ -201,6 +226,28 @@ class PostgresTransaction:
 
     def forget_balance_events(self, row_ids: Sequence[int]) -> None:
         self._sql.fetch("DELETE FROM unannounced_balance_events WHERE id = ANY ($1::bigint[])", list(row_ids))
+
+    def keep_answer(self, record: KeptAnswerRecord, now_us: int) -> str:
+        account_id, call_id, answer, kept_until_us = record
+        key, body_sha256, form, message = answer
+        self._sql.fetch(_KEEP_ANSWER, account_id, key, call_id, body_sha256, form, message, kept_until_us, now_us)
+        # A statement of its own: it sees what another replica committed while the one above waited for it.
+        ((holder,),) = self._sql.fetch(
+            "SELECT call_id::text FROM kept_answers WHERE account_id = $1 AND idempotency_key = $2", account_id, key
+        )
+        return str(holder)
+
+    def kept_answer(self, account_id: str, idempotency_key: str) -> KeptAnswerRecord | None:
+        found = self._sql.fetch(_SELECT_ANSWER, account_id, idempotency_key)
+        if not found:
+            return None
+        call_id, body_sha256, form, message, kept_until_us = found[0]
+        answer = KeptAnswer(idempotency_key, body_sha256, form, message)
+        return KeptAnswerRecord(account_id, call_id, answer, kept_until_us)
+
+    def forget_answers(self, until_us: int, limit: int) -> int:
+        ((count,),) = self._sql.fetch(_FORGET_ANSWERS, until_us, limit)
+        return int(count)
 
     def flush(self) -> None:
         """Writes what has gathered; changed customers get their next seq and a row in the outbox."""

@@ -12,7 +12,15 @@ from services.metering.adapters import sqlite_rows as rows
 from services.metering.adapters.sqlite_reads import read_customer
 from services.metering.charging import Charge, UsageEvent
 from services.metering.ledger import Customer, Transfer, customer_account, is_customer
-from services.metering.ports import BalanceEvent, BalanceNotice, GrantRecord, PostedCall, Rejection
+from services.metering.ports import (
+    BalanceEvent,
+    BalanceNotice,
+    GrantRecord,
+    KeptAnswer,
+    KeptAnswerRecord,
+    PostedCall,
+    Rejection,
+)
 from services.metering.pricing import PriceBook, read_canonical_json
 
 _SAVE_BALANCE = """
@@ -30,6 +38,18 @@ ON CONFLICT (grant_id) DO UPDATE SET remaining_nano_usd = excluded.remaining_nan
 _ADD_NOTICE = """
 INSERT INTO outbox (account_id, seq, balance_nano_usd, lifetime_paid_nano_usd, closed_call_ids)
 VALUES (?, ?, ?, ?, ?)"""
+_KEEP_ANSWER = """
+INSERT INTO kept_answers (account_id, idempotency_key, call_id, body_sha256, form, message, kept_until_us)
+VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (account_id, idempotency_key) DO UPDATE SET call_id = excluded.call_id,
+    body_sha256 = excluded.body_sha256, form = excluded.form, message = excluded.message,
+    kept_until_us = excluded.kept_until_us
+WHERE kept_until_us <= ?"""
+_SELECT_ANSWER = """
+SELECT call_id, body_sha256, form, message, kept_until_us FROM kept_answers
+WHERE account_id = ? AND idempotency_key = ?"""
+_FORGET_ANSWERS = """
+DELETE FROM kept_answers WHERE rowid IN (SELECT rowid FROM kept_answers WHERE kept_until_us <= ? LIMIT ?)"""
 _ADD_BALANCE_EVENT = """
 INSERT INTO balance_events (account_id, threshold_nano_usd, balance_nano_usd, occurred_at_us) VALUES (?, ?, ?, ?)"""
 _UNANNOUNCED_BALANCE_EVENTS = """
@@ -145,6 +165,25 @@ class SqliteTransaction:
 
     def forget_balance_events(self, row_ids: Sequence[int]) -> None:
         self._sql.executemany("DELETE FROM unannounced_balance_events WHERE id = ?", [(each,) for each in row_ids])
+
+    def keep_answer(self, record: KeptAnswerRecord, now_us: int) -> str:
+        account_id, call_id, answer, kept_until_us = record
+        key, body_sha256, form, message = answer
+        values = (account_id, key, call_id, body_sha256, form, message, kept_until_us)
+        self._sql.execute(_KEEP_ANSWER, (*values, now_us))
+        (holder,) = self._sql.execute(
+            "SELECT call_id FROM kept_answers WHERE account_id = ? AND idempotency_key = ?", (account_id, key)
+        ).fetchone()
+        return str(holder)
+
+    def kept_answer(self, account_id: str, idempotency_key: str) -> KeptAnswerRecord | None:
+        row = self._sql.execute(_SELECT_ANSWER, (account_id, idempotency_key)).fetchone()
+        if row is None:
+            return None
+        return KeptAnswerRecord(account_id, row[0], KeptAnswer(idempotency_key, *row[1:4]), row[4])
+
+    def forget_answers(self, until_us: int, limit: int) -> int:
+        return self._sql.execute(_FORGET_ANSWERS, (until_us, limit)).rowcount
 
     def accounts_with_due_promotions(self, now_us: int, limit: int) -> list[str]:
         self.flush()

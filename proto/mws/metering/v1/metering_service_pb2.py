@@ -26,45 +26,51 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from mws.common.v1 import token_usage_pb2 as mws_dot_common_dot_v1_dot_token__usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&mws/metering/v1/metering_service.proto\x12\x0fmws.metering.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fmws/common/v1/token_usage.proto\"\xe6\x03\n\nUsageEvent\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x13\n\x0b\x61pplication\x18\x04 \x01(\t\x12\x11\n\toperation\x18\x05 \x01(\t\x12\x0f\n\x07profile\x18\x06 \x01(\t\x12\x17\n\x0frequested_model\x18\x07 \x01(\t\x12\x10\n\x08upstream\x18\x08 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\t \x01(\x05\x12\x1a\n\x12price_book_version\x18\n \x01(\t\x12\'\n\x06\x65nding\x18\x0b \x01(\x0e\x32\x17.mws.metering.v1.Ending\x12+\n\x08reported\x18\x0c \x01(\x0b\x32\x19.mws.common.v1.TokenUsage\x12,\n\tdelivered\x18\r \x01(\x0b\x32\x19.mws.common.v1.TokenUsage\x12\x19\n\x11upstream_accepted\x18\x0e \x01(\x08\x12\x15\n\rheld_nano_usd\x18\x0f \x01(\x03\x12.\n\nstarted_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"A\n\x12RecordUsageRequest\x12+\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.mws.metering.v1.UsageEvent\"G\n\x13RecordUsageResponse\x12\x30\n\x08outcomes\x18\x01 \x03(\x0b\x32\x1e.mws.metering.v1.RecordOutcome\"\xb8\x02\n\rRecordOutcome\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x31\n\x04kind\x18\x02 \x01(\x0e\x32#.mws.metering.v1.RecordOutcome.Kind\x12\x1d\n\x10\x63harged_nano_usd\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04rule\x18\x04 \x01(\t\x12*\n\x07\x63harged\x18\x05 \x01(\x0b\x32\x19.mws.common.v1.TokenUsage\x12\x10\n\x08repeated\x18\x06 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\"S\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bKIND_POSTED\x10\x01\x12\x11\n\rKIND_DEFERRED\x10\x02\x12\x11\n\rKIND_REJECTED\x10\x03\x42\x13\n\x11_charged_nano_usd\"*\n\x16ResolveOutcomesRequest\x12\x10\n\x08\x63\x61ll_ids\x18\x01 \x03(\t\"I\n\x17ResolveOutcomesResponse\x12.\n\x08outcomes\x18\x01 \x03(\x0b\x32\x1c.mws.metering.v1.CallOutcome\"\xc1\x01\n\x0b\x43\x61llOutcome\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12/\n\x04kind\x18\x02 \x01(\x0e\x32!.mws.metering.v1.CallOutcome.Kind\x12\x1d\n\x10\x63harged_nano_usd\x18\x03 \x01(\x03H\x00\x88\x01\x01\"<\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bKIND_POSTED\x10\x01\x12\r\n\tKIND_VOID\x10\x02\x42\x13\n\x11_charged_nano_usd\"*\n\x13ReadBalancesRequest\x12\x13\n\x0b\x61\x63\x63ount_ids\x18\x01 \x03(\t\"I\n\x14ReadBalancesResponse\x12\x31\n\x08\x62\x61lances\x18\x01 \x03(\x0b\x32\x1f.mws.metering.v1.AccountBalance\"k\n\x0e\x41\x63\x63ountBalance\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x03\x12\x18\n\x10\x62\x61lance_nano_usd\x18\x03 \x01(\x03\x12\x1e\n\x16lifetime_paid_nano_usd\x18\x04 \x01(\x03\"Z\n\x18RegisterPriceBookRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12-\n\x06prices\x18\x02 \x03(\x0b\x32\x1d.mws.metering.v1.ProfilePrice\"\xac\x02\n\x0cProfilePrice\x12\x0f\n\x07profile\x18\x01 \x01(\t\x12\x16\n\x0einput_nano_usd\x18\x02 \x01(\x03\x12\x17\n\x0foutput_nano_usd\x18\x03 \x01(\x03\x12 \n\x13\x63\x61\x63he_read_nano_usd\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12$\n\x17\x63\x61\x63he_write_5m_nano_usd\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12$\n\x17\x63\x61\x63he_write_1h_nano_usd\x18\x06 \x01(\x03H\x02\x88\x01\x01\x12\x1c\n\x14search_unit_nano_usd\x18\x07 \x01(\x03\x42\x16\n\x14_cache_read_nano_usdB\x1a\n\x18_cache_write_5m_nano_usdB\x1a\n\x18_cache_write_1h_nano_usd\"\x1b\n\x19RegisterPriceBookResponse*\xe6\x01\n\x06\x45nding\x12\x16\n\x12\x45NDING_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45NDING_COMPLETE\x10\x01\x12\x16\n\x12\x45NDING_CLIENT_LEFT\x10\x02\x12%\n!ENDING_CLIENT_LEFT_BEFORE_CONTENT\x10\x03\x12 \n\x1c\x45NDING_FAILED_BEFORE_CONTENT\x10\x04\x12\x0e\n\nENDING_CUT\x10\x05\x12\x12\n\x0e\x45NDING_RESCUED\x10\x06\x12\x12\n\x0e\x45NDING_REFUSED\x10\x07\x12\x16\n\x12\x45NDING_BALANCE_CUT\x10\x08\x32\x9a\x03\n\x0fMeteringService\x12X\n\x0bRecordUsage\x12#.mws.metering.v1.RecordUsageRequest\x1a$.mws.metering.v1.RecordUsageResponse\x12\x64\n\x0fResolveOutcomes\x12\'.mws.metering.v1.ResolveOutcomesRequest\x1a(.mws.metering.v1.ResolveOutcomesResponse\x12[\n\x0cReadBalances\x12$.mws.metering.v1.ReadBalancesRequest\x1a%.mws.metering.v1.ReadBalancesResponse\x12j\n\x11RegisterPriceBook\x12).mws.metering.v1.RegisterPriceBookRequest\x1a*.mws.metering.v1.RegisterPriceBookResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&mws/metering/v1/metering_service.proto\x12\x0fmws.metering.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fmws/common/v1/token_usage.proto\"\x93\x04\n\nUsageEvent\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x13\n\x0b\x61pplication\x18\x04 \x01(\t\x12\x11\n\toperation\x18\x05 \x01(\t\x12\x0f\n\x07profile\x18\x06 \x01(\t\x12\x17\n\x0frequested_model\x18\x07 \x01(\t\x12\x10\n\x08upstream\x18\x08 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\t \x01(\x05\x12\x1a\n\x12price_book_version\x18\n \x01(\t\x12\'\n\x06\x65nding\x18\x0b \x01(\x0e\x32\x17.mws.metering.v1.Ending\x12+\n\x08reported\x18\x0c \x01(\x0b\x32\x19.mws.common.v1.TokenUsage\x12,\n\tdelivered\x18\r \x01(\x0b\x32\x19.mws.common.v1.TokenUsage\x12\x19\n\x11upstream_accepted\x18\x0e \x01(\x08\x12\x15\n\rheld_nano_usd\x18\x0f \x01(\x03\x12.\n\nstarted_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x06\x61nswer\x18\x12 \x01(\x0b\x32\x1b.mws.metering.v1.KeptAnswer\"Y\n\nKeptAnswer\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x13\n\x0b\x62ody_sha256\x18\x02 \x01(\x0c\x12\x0c\n\x04\x66orm\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\x0c\"A\n\x12RecordUsageRequest\x12+\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.mws.metering.v1.UsageEvent\"G\n\x13RecordUsageResponse\x12\x30\n\x08outcomes\x18\x01 \x03(\x0b\x32\x1e.mws.metering.v1.RecordOutcome\"\xb8\x02\n\rRecordOutcome\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x31\n\x04kind\x18\x02 \x01(\x0e\x32#.mws.metering.v1.RecordOutcome.Kind\x12\x1d\n\x10\x63harged_nano_usd\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04rule\x18\x04 \x01(\t\x12*\n\x07\x63harged\x18\x05 \x01(\x0b\x32\x19.mws.common.v1.TokenUsage\x12\x10\n\x08repeated\x18\x06 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\"S\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bKIND_POSTED\x10\x01\x12\x11\n\rKIND_DEFERRED\x10\x02\x12\x11\n\rKIND_REJECTED\x10\x03\x42\x13\n\x11_charged_nano_usd\"*\n\x16ResolveOutcomesRequest\x12\x10\n\x08\x63\x61ll_ids\x18\x01 \x03(\t\"I\n\x17ResolveOutcomesResponse\x12.\n\x08outcomes\x18\x01 \x03(\x0b\x32\x1c.mws.metering.v1.CallOutcome\"\xc1\x01\n\x0b\x43\x61llOutcome\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12/\n\x04kind\x18\x02 \x01(\x0e\x32!.mws.metering.v1.CallOutcome.Kind\x12\x1d\n\x10\x63harged_nano_usd\x18\x03 \x01(\x03H\x00\x88\x01\x01\"<\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bKIND_POSTED\x10\x01\x12\r\n\tKIND_VOID\x10\x02\x42\x13\n\x11_charged_nano_usd\"*\n\x13ReadBalancesRequest\x12\x13\n\x0b\x61\x63\x63ount_ids\x18\x01 \x03(\t\"I\n\x14ReadBalancesResponse\x12\x31\n\x08\x62\x61lances\x18\x01 \x03(\x0b\x32\x1f.mws.metering.v1.AccountBalance\"k\n\x0e\x41\x63\x63ountBalance\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x03\x12\x18\n\x10\x62\x61lance_nano_usd\x18\x03 \x01(\x03\x12\x1e\n\x16lifetime_paid_nano_usd\x18\x04 \x01(\x03\"Z\n\x18RegisterPriceBookRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12-\n\x06prices\x18\x02 \x03(\x0b\x32\x1d.mws.metering.v1.ProfilePrice\"\xac\x02\n\x0cProfilePrice\x12\x0f\n\x07profile\x18\x01 \x01(\t\x12\x16\n\x0einput_nano_usd\x18\x02 \x01(\x03\x12\x17\n\x0foutput_nano_usd\x18\x03 \x01(\x03\x12 \n\x13\x63\x61\x63he_read_nano_usd\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12$\n\x17\x63\x61\x63he_write_5m_nano_usd\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12$\n\x17\x63\x61\x63he_write_1h_nano_usd\x18\x06 \x01(\x03H\x02\x88\x01\x01\x12\x1c\n\x14search_unit_nano_usd\x18\x07 \x01(\x03\x42\x16\n\x14_cache_read_nano_usdB\x1a\n\x18_cache_write_5m_nano_usdB\x1a\n\x18_cache_write_1h_nano_usd\"\x1b\n\x19RegisterPriceBookResponse\"C\n\x14GetKeptAnswerRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"\x85\x01\n\x15GetKeptAnswerResponse\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12+\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x1b.mws.metering.v1.KeptAnswer\x12.\n\nkept_until\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xe6\x01\n\x06\x45nding\x12\x16\n\x12\x45NDING_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45NDING_COMPLETE\x10\x01\x12\x16\n\x12\x45NDING_CLIENT_LEFT\x10\x02\x12%\n!ENDING_CLIENT_LEFT_BEFORE_CONTENT\x10\x03\x12 \n\x1c\x45NDING_FAILED_BEFORE_CONTENT\x10\x04\x12\x0e\n\nENDING_CUT\x10\x05\x12\x12\n\x0e\x45NDING_RESCUED\x10\x06\x12\x12\n\x0e\x45NDING_REFUSED\x10\x07\x12\x16\n\x12\x45NDING_BALANCE_CUT\x10\x08\x32\xfa\x03\n\x0fMeteringService\x12X\n\x0bRecordUsage\x12#.mws.metering.v1.RecordUsageRequest\x1a$.mws.metering.v1.RecordUsageResponse\x12\x64\n\x0fResolveOutcomes\x12\'.mws.metering.v1.ResolveOutcomesRequest\x1a(.mws.metering.v1.ResolveOutcomesResponse\x12[\n\x0cReadBalances\x12$.mws.metering.v1.ReadBalancesRequest\x1a%.mws.metering.v1.ReadBalancesResponse\x12j\n\x11RegisterPriceBook\x12).mws.metering.v1.RegisterPriceBookRequest\x1a*.mws.metering.v1.RegisterPriceBookResponse\x12^\n\rGetKeptAnswer\x12%.mws.metering.v1.GetKeptAnswerRequest\x1a&.mws.metering.v1.GetKeptAnswerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mws.metering.v1.metering_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENDING']._serialized_start=2037
-  _globals['_ENDING']._serialized_end=2267
+  _globals['_ENDING']._serialized_start=2378
+  _globals['_ENDING']._serialized_end=2608
   _globals['_USAGEEVENT']._serialized_start=126
-  _globals['_USAGEEVENT']._serialized_end=612
-  _globals['_RECORDUSAGEREQUEST']._serialized_start=614
-  _globals['_RECORDUSAGEREQUEST']._serialized_end=679
-  _globals['_RECORDUSAGERESPONSE']._serialized_start=681
-  _globals['_RECORDUSAGERESPONSE']._serialized_end=752
-  _globals['_RECORDOUTCOME']._serialized_start=755
-  _globals['_RECORDOUTCOME']._serialized_end=1067
-  _globals['_RECORDOUTCOME_KIND']._serialized_start=963
-  _globals['_RECORDOUTCOME_KIND']._serialized_end=1046
-  _globals['_RESOLVEOUTCOMESREQUEST']._serialized_start=1069
-  _globals['_RESOLVEOUTCOMESREQUEST']._serialized_end=1111
-  _globals['_RESOLVEOUTCOMESRESPONSE']._serialized_start=1113
-  _globals['_RESOLVEOUTCOMESRESPONSE']._serialized_end=1186
-  _globals['_CALLOUTCOME']._serialized_start=1189
-  _globals['_CALLOUTCOME']._serialized_end=1382
-  _globals['_CALLOUTCOME_KIND']._serialized_start=1301
-  _globals['_CALLOUTCOME_KIND']._serialized_end=1361
-  _globals['_READBALANCESREQUEST']._serialized_start=1384
-  _globals['_READBALANCESREQUEST']._serialized_end=1426
-  _globals['_READBALANCESRESPONSE']._serialized_start=1428
-  _globals['_READBALANCESRESPONSE']._serialized_end=1501
-  _globals['_ACCOUNTBALANCE']._serialized_start=1503
-  _globals['_ACCOUNTBALANCE']._serialized_end=1610
-  _globals['_REGISTERPRICEBOOKREQUEST']._serialized_start=1612
-  _globals['_REGISTERPRICEBOOKREQUEST']._serialized_end=1702
-  _globals['_PROFILEPRICE']._serialized_start=1705
-  _globals['_PROFILEPRICE']._serialized_end=2005
-  _globals['_REGISTERPRICEBOOKRESPONSE']._serialized_start=2007
-  _globals['_REGISTERPRICEBOOKRESPONSE']._serialized_end=2034
-  _globals['_METERINGSERVICE']._serialized_start=2270
-  _globals['_METERINGSERVICE']._serialized_end=2680
+  _globals['_USAGEEVENT']._serialized_end=657
+  _globals['_KEPTANSWER']._serialized_start=659
+  _globals['_KEPTANSWER']._serialized_end=748
+  _globals['_RECORDUSAGEREQUEST']._serialized_start=750
+  _globals['_RECORDUSAGEREQUEST']._serialized_end=815
+  _globals['_RECORDUSAGERESPONSE']._serialized_start=817
+  _globals['_RECORDUSAGERESPONSE']._serialized_end=888
+  _globals['_RECORDOUTCOME']._serialized_start=891
+  _globals['_RECORDOUTCOME']._serialized_end=1203
+  _globals['_RECORDOUTCOME_KIND']._serialized_start=1099
+  _globals['_RECORDOUTCOME_KIND']._serialized_end=1182
+  _globals['_RESOLVEOUTCOMESREQUEST']._serialized_start=1205
+  _globals['_RESOLVEOUTCOMESREQUEST']._serialized_end=1247
+  _globals['_RESOLVEOUTCOMESRESPONSE']._serialized_start=1249
+  _globals['_RESOLVEOUTCOMESRESPONSE']._serialized_end=1322
+  _globals['_CALLOUTCOME']._serialized_start=1325
+  _globals['_CALLOUTCOME']._serialized_end=1518
+  _globals['_CALLOUTCOME_KIND']._serialized_start=1437
+  _globals['_CALLOUTCOME_KIND']._serialized_end=1497
+  _globals['_READBALANCESREQUEST']._serialized_start=1520
+  _globals['_READBALANCESREQUEST']._serialized_end=1562
+  _globals['_READBALANCESRESPONSE']._serialized_start=1564
+  _globals['_READBALANCESRESPONSE']._serialized_end=1637
+  _globals['_ACCOUNTBALANCE']._serialized_start=1639
+  _globals['_ACCOUNTBALANCE']._serialized_end=1746
+  _globals['_REGISTERPRICEBOOKREQUEST']._serialized_start=1748
+  _globals['_REGISTERPRICEBOOKREQUEST']._serialized_end=1838
+  _globals['_PROFILEPRICE']._serialized_start=1841
+  _globals['_PROFILEPRICE']._serialized_end=2141
+  _globals['_REGISTERPRICEBOOKRESPONSE']._serialized_start=2143
+  _globals['_REGISTERPRICEBOOKRESPONSE']._serialized_end=2170
+  _globals['_GETKEPTANSWERREQUEST']._serialized_start=2172
+  _globals['_GETKEPTANSWERREQUEST']._serialized_end=2239
+  _globals['_GETKEPTANSWERRESPONSE']._serialized_start=2242
+  _globals['_GETKEPTANSWERRESPONSE']._serialized_end=2375
+  _globals['_METERINGSERVICE']._serialized_start=2611
+  _globals['_METERINGSERVICE']._serialized_end=3117
 # @@protoc_insertion_point(module_scope)

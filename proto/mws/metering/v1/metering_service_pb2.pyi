@@ -92,6 +92,7 @@ class UsageEvent(_message.Message):
     HELD_NANO_USD_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
     ENDED_AT_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     """Required. UUIDv7 text."""
     account_id: _builtins.str
@@ -134,6 +135,12 @@ class UsageEvent(_message.Message):
     def ended_at(self) -> _timestamp_pb2.Timestamp:
         """Required. When it ended, by the runner's clock."""
 
+    @_builtins.property
+    def answer(self) -> Global___KeptAnswer:
+        """For a call under an idempotency key that ended well: its answer, kept in the transaction of the posting. While it is kept, an event of
+        another call under the same key of the account is rejected and charges nothing. Absent: no key, or a failure.
+        """
+
     def __init__(
         self,
         *,
@@ -154,14 +161,49 @@ class UsageEvent(_message.Message):
         held_nano_usd: _builtins.int = ...,
         started_at: _timestamp_pb2.Timestamp | None = ...,
         ended_at: _timestamp_pb2.Timestamp | None = ...,
+        answer: Global___KeptAnswer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["delivered", b"delivered", "ended_at", b"ended_at", "reported", b"reported", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "delivered", b"delivered", "ended_at", b"ended_at", "reported", b"reported", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "application", b"application", "attempt", b"attempt", "call_id", b"call_id", "delivered", b"delivered", "ended_at", b"ended_at", "ending", b"ending", "held_nano_usd", b"held_nano_usd", "key_id", b"key_id", "operation", b"operation", "price_book_version", b"price_book_version", "profile", b"profile", "reported", b"reported", "requested_model", b"requested_model", "started_at", b"started_at", "upstream", b"upstream", "upstream_accepted", b"upstream_accepted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer", b"answer", "application", b"application", "attempt", b"attempt", "call_id", b"call_id", "delivered", b"delivered", "ended_at", b"ended_at", "ending", b"ending", "held_nano_usd", b"held_nano_usd", "key_id", b"key_id", "operation", b"operation", "price_book_version", b"price_book_version", "profile", b"profile", "reported", b"reported", "requested_model", b"requested_model", "started_at", b"started_at", "upstream", b"upstream", "upstream_accepted", b"upstream_accepted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UsageEvent: _TypeAlias = UsageEvent  # noqa: Y015
+
+@_typing.final
+class KeptAnswer(_message.Message):
+    """The folded final answer of a call. An event with one makes its batch large: a batch is at most 4 MiB."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    BODY_SHA256_FIELD_NUMBER: _builtins.int
+    FORM_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """Required. 1..255 characters."""
+    body_sha256: _builtins.bytes
+    """Required. SHA-256 of the request body, 32 bytes."""
+    form: _builtins.str
+    """What `message` is, in the words of those who write and read it; at most 128 characters."""
+    message: _builtins.bytes
+    """The answer, at most 1 MiB; a longer one is not kept, but its key is taken. Empty: there is none to replay."""
+    def __init__(
+        self,
+        *,
+        idempotency_key: _builtins.str = ...,
+        body_sha256: _builtins.bytes = ...,
+        form: _builtins.str = ...,
+        message: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_sha256", b"body_sha256", "form", b"form", "idempotency_key", b"idempotency_key", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeptAnswer: _TypeAlias = KeptAnswer  # noqa: Y015
 
 @_typing.final
 class RecordUsageRequest(_message.Message):
@@ -574,3 +616,63 @@ class RegisterPriceBookResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RegisterPriceBookResponse: _TypeAlias = RegisterPriceBookResponse  # noqa: Y015
+
+@_typing.final
+class GetKeptAnswerRequest(_message.Message):
+    """Which answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Required."""
+    idempotency_key: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "idempotency_key", b"idempotency_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetKeptAnswerRequest: _TypeAlias = GetKeptAnswerRequest  # noqa: Y015
+
+@_typing.final
+class GetKeptAnswerResponse(_message.Message):
+    """A kept answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    KEPT_UNTIL_FIELD_NUMBER: _builtins.int
+    call_id: _builtins.str
+    """The call that it is the answer of."""
+    @_builtins.property
+    def answer(self) -> Global___KeptAnswer:
+        """The answer; compare its `body_sha256` before it is replayed. An empty `message`: it was too large to be kept."""
+
+    @_builtins.property
+    def kept_until(self) -> _timestamp_pb2.Timestamp:
+        """When it is forgotten."""
+
+    def __init__(
+        self,
+        *,
+        call_id: _builtins.str = ...,
+        answer: Global___KeptAnswer | None = ...,
+        kept_until: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "kept_until", b"kept_until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "call_id", b"call_id", "kept_until", b"kept_until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetKeptAnswerResponse: _TypeAlias = GetKeptAnswerResponse  # noqa: Y015

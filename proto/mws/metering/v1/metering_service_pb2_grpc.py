@@ -59,6 +59,11 @@ class MeteringServiceStub:
                 request_serializer=mws_dot_metering_dot_v1_dot_metering__service__pb2.RegisterPriceBookRequest.SerializeToString,
                 response_deserializer=mws_dot_metering_dot_v1_dot_metering__service__pb2.RegisterPriceBookResponse.FromString,
                 _registered_method=True)
+        self.GetKeptAnswer = channel.unary_unary(
+                '/mws.metering.v1.MeteringService/GetKeptAnswer',
+                request_serializer=mws_dot_metering_dot_v1_dot_metering__service__pb2.GetKeptAnswerRequest.SerializeToString,
+                response_deserializer=mws_dot_metering_dot_v1_dot_metering__service__pb2.GetKeptAnswerResponse.FromString,
+                _registered_method=True)
 
 
 class MeteringServiceServicer:
@@ -116,6 +121,19 @@ class MeteringServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetKeptAnswer(self, request, context):
+        """Returns the answer that is kept under an idempotency key, so that a repeat of the request gets it and is not run again. It is there from
+        the moment in which its call's `RecordUsage` was answered, for 24 hours. May be resent.
+
+        Errors:
+        - INVALID_ARGUMENT / REQUEST_INVALID: no account or no key.
+        - NOT_FOUND / NOT_FOUND: nothing is kept under this key, or not any more.
+        - UNAVAILABLE / STORE_UNAVAILABLE: ask again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MeteringServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -138,6 +156,11 @@ def add_MeteringServiceServicer_to_server(servicer, server):
                     servicer.RegisterPriceBook,
                     request_deserializer=mws_dot_metering_dot_v1_dot_metering__service__pb2.RegisterPriceBookRequest.FromString,
                     response_serializer=mws_dot_metering_dot_v1_dot_metering__service__pb2.RegisterPriceBookResponse.SerializeToString,
+            ),
+            'GetKeptAnswer': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetKeptAnswer,
+                    request_deserializer=mws_dot_metering_dot_v1_dot_metering__service__pb2.GetKeptAnswerRequest.FromString,
+                    response_serializer=mws_dot_metering_dot_v1_dot_metering__service__pb2.GetKeptAnswerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -253,6 +276,33 @@ class MeteringService:
             '/mws.metering.v1.MeteringService/RegisterPriceBook',
             mws_dot_metering_dot_v1_dot_metering__service__pb2.RegisterPriceBookRequest.SerializeToString,
             mws_dot_metering_dot_v1_dot_metering__service__pb2.RegisterPriceBookResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetKeptAnswer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mws.metering.v1.MeteringService/GetKeptAnswer',
+            mws_dot_metering_dot_v1_dot_metering__service__pb2.GetKeptAnswerRequest.SerializeToString,
+            mws_dot_metering_dot_v1_dot_metering__service__pb2.GetKeptAnswerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -69,6 +69,15 @@ class MeteringServiceStub:
     - INVALID_ARGUMENT / REQUEST_INVALID: the version is not the SHA-256 of the prices, or a price is negative.
     - UNAVAILABLE / STORE_UNAVAILABLE: resend.
     """
+    GetKeptAnswer: _grpc.UnaryUnaryMultiCallable[_metering_service_pb2.GetKeptAnswerRequest, _metering_service_pb2.GetKeptAnswerResponse]
+    """Returns the answer that is kept under an idempotency key, so that a repeat of the request gets it and is not run again. It is there from
+    the moment in which its call's `RecordUsage` was answered, for 24 hours. May be resent.
+
+    Errors:
+    - INVALID_ARGUMENT / REQUEST_INVALID: no account or no key.
+    - NOT_FOUND / NOT_FOUND: nothing is kept under this key, or not any more.
+    - UNAVAILABLE / STORE_UNAVAILABLE: ask again.
+    """
 
 @_typing.type_check_only
 class MeteringServiceAsyncStub(MeteringServiceStub):
@@ -110,6 +119,15 @@ class MeteringServiceAsyncStub(MeteringServiceStub):
     Errors:
     - INVALID_ARGUMENT / REQUEST_INVALID: the version is not the SHA-256 of the prices, or a price is negative.
     - UNAVAILABLE / STORE_UNAVAILABLE: resend.
+    """
+    GetKeptAnswer: _aio.UnaryUnaryMultiCallable[_metering_service_pb2.GetKeptAnswerRequest, _metering_service_pb2.GetKeptAnswerResponse]  # type: ignore[assignment]
+    """Returns the answer that is kept under an idempotency key, so that a repeat of the request gets it and is not run again. It is there from
+    the moment in which its call's `RecordUsage` was answered, for 24 hours. May be resent.
+
+    Errors:
+    - INVALID_ARGUMENT / REQUEST_INVALID: no account or no key.
+    - NOT_FOUND / NOT_FOUND: nothing is kept under this key, or not any more.
+    - UNAVAILABLE / STORE_UNAVAILABLE: ask again.
     """
 
 class MeteringServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -173,6 +191,21 @@ class MeteringServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - INVALID_ARGUMENT / REQUEST_INVALID: the version is not the SHA-256 of the prices, or a price is negative.
         - UNAVAILABLE / STORE_UNAVAILABLE: resend.
+        """
+
+    @_abc_1.abstractmethod
+    def GetKeptAnswer(
+        self,
+        request: _metering_service_pb2.GetKeptAnswerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metering_service_pb2.GetKeptAnswerResponse, _abc.Awaitable[_metering_service_pb2.GetKeptAnswerResponse]]:
+        """Returns the answer that is kept under an idempotency key, so that a repeat of the request gets it and is not run again. It is there from
+        the moment in which its call's `RecordUsage` was answered, for 24 hours. May be resent.
+
+        Errors:
+        - INVALID_ARGUMENT / REQUEST_INVALID: no account or no key.
+        - NOT_FOUND / NOT_FOUND: nothing is kept under this key, or not any more.
+        - UNAVAILABLE / STORE_UNAVAILABLE: ask again.
         """
 
 def add_MeteringServiceServicer_to_server(servicer: MeteringServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
