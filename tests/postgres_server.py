@@ -178,10 +178,10 @@ class PostgresServer:
         parent = psutil.Process(self._process.pid)
         return [parent, *parent.children(recursive=True)]
 
-    def create_database(self) -> str:
-        """A new, empty database; returns its address."""
+    def create_database(self, template: str = "template1") -> str:
+        """A new database, empty or as its template is; returns its address. A template is free of sessions."""
         name = f"mws_{next(self._numbers)}"
-        self.execute(f"CREATE DATABASE {name}")
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template.rpartition('/')[2]}")
         return self.url(name)
 
     def drop_database(self, url: str) -> None:

@@ -3,13 +3,44 @@
 Owns fixtures; refuses to assert anything.
 """
 
-from collections.abc import AsyncIterator
+import asyncio
+import datetime
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from services.metering.adapters.postgres_ledger import prepare
 from tests.contract.metering.building import Bookkeeper
 from tests.contract.metering.places import ClosableStore, Database, File, Place
+from tests.postgres_server import PostgresServer
+
+
+@pytest.fixture(scope="session")
+def ledger_template(postgres_session: PostgresServer) -> str:
+    """A database with the ledger's schema and nothing in it; copies of it cost less than migrations."""
+    postgres_session.start()
+    url = postgres_session.create_database()
+    asyncio.run(prepare(url, datetime.datetime.now(datetime.UTC).date()))
+    return url
+
+
+@pytest.fixture
+def ledger_url(postgres: PostgresServer, ledger_template: str) -> Iterator[str]:
+    """A database of this test alone, with an empty ledger."""
+    url = postgres.create_database(ledger_template)
+    yield url
+    postgres.start()
+    postgres.thaw()
+    postgres.drop_database(url)
+
+
+@pytest.fixture(scope="module")
+def ledger_place(postgres_session: PostgresServer, ledger_template: str) -> Iterator[Database]:
+    """A database of this module, for tests that empty it themselves."""
+    url = postgres_session.create_database(ledger_template)
+    yield Database(url)
+    postgres_session.drop_database(url)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -17,7 +48,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """A place for a ledger, empty."""
     if request.param == "sqlite":
         return File(tmp_path / "with a space" / "ledger.sqlite3")
-    return Database(request.getfixturevalue("postgres_url"))
+    return Database(request.getfixturevalue("ledger_url"))
 
 
 @pytest.fixture

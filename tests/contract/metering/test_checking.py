@@ -227,8 +227,8 @@ async def test_a_tampering_is_found(tmp_path: Path, statements: list[str], rules
     assert all(violation.detail for violation in report.violations)
 
 
-async def test_every_tampering_is_found_in_a_database(postgres_url: str) -> None:
-    place = Database(postgres_url)
+async def test_every_tampering_is_found_in_a_database(ledger_url: str) -> None:
+    place = Database(ledger_url)
     statements = [case.values[0] for case in TAMPERINGS]
     async with a_full_ledger(place):
         found = await asyncio.to_thread(tampered_and_undone, place, statements)

@@ -93,9 +93,9 @@ def come_back(postgres: PostgresServer) -> None:
     ],
 )
 async def test_a_server_that_fails_under_load_costs_no_posting(
-    postgres: PostgresServer, postgres_url: str, fail: Callable[[PostgresServer], None]
+    postgres: PostgresServer, ledger_url: str, fail: Callable[[PostgresServer], None]
 ) -> None:
-    async with open_postgres_ledger(postgres_url, write_timeout_s=0.25) as store:
+    async with open_postgres_ledger(ledger_url, write_timeout_s=0.25) as store:
         await Bookkeeper(store).register()
         runners = [Runner(store, account_id) for account_id in ACCOUNTS]
         async with asyncio.TaskGroup() as tasks:
@@ -126,10 +126,8 @@ async def test_a_server_that_fails_under_load_costs_no_posting(
     assert all(-balances[account_id] >= len(acknowledged[account_id]) * COST for account_id in ACCOUNTS)
 
 
-async def test_sessions_that_an_administrator_ends_are_opened_again(
-    postgres: PostgresServer, postgres_url: str
-) -> None:
-    async with open_postgres_ledger(postgres_url, write_timeout_s=20.0) as store:
+async def test_sessions_that_an_administrator_ends_are_opened_again(postgres: PostgresServer, ledger_url: str) -> None:
+    async with open_postgres_ledger(ledger_url, write_timeout_s=20.0) as store:
         books = Bookkeeper(store)
         await books.register()
         event = an_event()
