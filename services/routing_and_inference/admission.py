@@ -18,6 +18,7 @@ from services.routing_and_inference.adapters.finisher import Finisher
 from services.routing_and_inference.adapters.leases import Leases
 from services.routing_and_inference.bounding import Bound
 from services.routing_and_inference.catalog import Profile
+from services.routing_and_inference.current import CurrentCatalogue
 from services.runtime.callers import account_for
 from services.runtime.calls import Call, CallerClass
 from services.runtime.errors import (
@@ -108,14 +109,14 @@ class Admissions:
         finisher: Finisher,
         *,
         runner: str,
-        price_book_version: str,
+        current: CurrentCatalogue,
         wall_us: Callable[[], int],
     ) -> None:
         self._admission = admission
         self._leases = leases
         self._finisher = finisher
         self._runner = runner
-        self._price_book_version = price_book_version
+        self._current = current
         self._wall_us = wall_us
 
     async def open(self, order: Order, call: Call) -> OpenCall:
@@ -139,7 +140,7 @@ class Admissions:
             raise _refusal(order, response)
         hold = response.admitted
         self._leases.open(hold)
-        return OpenCall(order, profile, hold, response.limits, self._price_book_version, self._wall_us())
+        return OpenCall(order, profile, hold, response.limits, request.price_book_version, self._wall_us())
 
     async def at_fault(self, error: GatewayError, credential: Credential, call: Call) -> GatewayError:
         """The error for a request that breaks a rule, with the payer's limits; a credential that is not valid wins."""
@@ -184,7 +185,7 @@ class Admissions:
             profile=order.profile.slug,
             amount_nano_usd=order.bound.amount_nano_usd,
             rate_tokens=order.bound.rate_tokens,
-            price_book_version=self._price_book_version,
+            price_book_version=self._current.book.version,
             idempotency_key=order.idempotency_key,
             body_sha256=order.body_sha256,
         )

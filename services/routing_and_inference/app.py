@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -32,6 +33,7 @@ from services.routing_and_inference.adapters.recorder import UsageRecorder
 from services.routing_and_inference.adapters.spool import Spool, SpoolFullError
 from services.routing_and_inference.admission import Admissions
 from services.routing_and_inference.catalog import Catalogue, Kind, UpstreamTarget
+from services.routing_and_inference.current import CatalogueWatch, CurrentCatalogue, Stamp, profiles_of
 from services.routing_and_inference.fleet import Fleet
 from services.routing_and_inference.forward_servicer import ForwardServicer
 from services.routing_and_inference.forwarding import Forwarder
@@ -74,6 +76,14 @@ class Service:
     leases: Leases
     prices: PriceRegistration
     fleet: Fleet
+    current: CurrentCatalogue
+
+    async def adopt(self, catalogue: Catalogue) -> None:
+        """Puts a catalogue into force, as soon as metering knows its prices."""
+        self.prices.add(price_book_of(profiles_of(catalogue)))
+        await self.prices.register()
+        self.fleet.replace(profiles_of(catalogue))
+        self.current.replace(catalogue)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,42 +104,43 @@ def wall_us() -> int:
 async def run(settings: Settings) -> None:
     """Serves inference until the process is asked to end."""
     async with Process(settings, CallerClass.INFERENCE) as process:
-        catalogue = _load_catalogue(settings)
         with _opened_spool(settings) as spool:
             async with open_dialects(instant=settings.simulated_pace == "instant") as dialects:
-                _check_dialects(catalogue, dialects)
+                catalogue = _first_catalogue(settings, dialects)
                 outside = Outside(
                     AdmissionServiceStub(process.connect("auth", settings.auth_endpoints)),
                     MeteringServiceStub(process.connect("metering", settings.metering_endpoints)),
                     spool,
                     dialects,
                 )
-                await _serve(process, wire(catalogue, outside, runner=f"{settings.name}/{uuid.uuid4()}"), outside)
+                service = wire(catalogue, outside, runner=f"{settings.name}/{uuid.uuid4()}")
+                watch = CatalogueWatch(
+                    lambda: _stamp_of(settings.catalogue), lambda: _read_catalogue(settings, dialects), service.adopt
+                )
+                process.spawn(watch.run(), name="catalogue watch")
+                await _serve(process, service, outside)
 
 
 def wire(catalogue: Catalogue, outside: Outside, *, runner: str) -> Service:
     """Builds everything that serves. `runner` names this run of this process."""
-    profiles = (*catalogue.profiles, *catalogue.company_proxy.models)
-    book = price_book_of(profiles)
+    current = CurrentCatalogue(catalogue)
     leases = Leases(outside.admission, runner)
     finisher = Finisher(outside.admission, is_busy=lambda: len(leases) >= _BUSY_CALLS)
-    prices = PriceRegistration(outside.metering, book)
+    prices = PriceRegistration(outside.metering, current.book)
     recorder = UsageRecorder(outside.metering, outside.spool, leases, prices)
-    admissions = Admissions(
-        outside.admission, leases, finisher, runner=runner, price_book_version=book.version, wall_us=wall_us
-    )
+    admissions = Admissions(outside.admission, leases, finisher, runner=runner, current=current, wall_us=wall_us)
     settlement = Settlement(recorder, leases, finisher, wall_us=wall_us)
-    fleet = Fleet(profiles, now_s=time.monotonic, wall_us=wall_us, random=random.random)
-    generator = Generator(catalogue, outside.dialects.generation, fleet, admissions, settlement)
-    unary_calls = UnaryCalls(catalogue, outside.dialects, fleet, admissions, settlement)
-    forwarder = Forwarder(catalogue.company_proxy, outside.dialects.native, fleet, admissions, settlement)
+    fleet = Fleet(profiles_of(catalogue), now_s=time.monotonic, wall_us=wall_us, random=random.random)
+    generator = Generator(current, outside.dialects.generation, fleet, admissions, settlement)
+    unary_calls = UnaryCalls(current, outside.dialects, fleet, admissions, settlement)
+    forwarder = Forwarder(current, outside.dialects.native, fleet, admissions, settlement)
     table = MethodTable()
     registry: Any = table  # stands where generated code expects a server
-    add_InferenceServiceServicer_to_server(InferenceServicer(catalogue, generator, unary_calls), registry)
+    add_InferenceServiceServicer_to_server(InferenceServicer(current, generator, unary_calls), registry)
     add_ForwardServiceServicer_to_server(ForwardServicer(forwarder), registry)
-    add_CatalogServiceServicer_to_server(CatalogServicer(catalogue, book.version), registry)
+    add_CatalogServiceServicer_to_server(CatalogServicer(current), registry)
     add_RoutingServiceServicer_to_server(RoutingServicer(fleet), registry)
-    return Service(table, recorder, finisher, leases, prices, fleet)
+    return Service(table, recorder, finisher, leases, prices, fleet, current)
 
 
 async def _serve(process: Process, service: Service, outside: Outside) -> None:
@@ -198,31 +209,46 @@ class TeamCallers:
         return Caller(CallerClass.TEAM, known.key_id or known.account_id, known.account_id, credential.api_key_sha256)
 
 
-def _load_catalogue(settings: Settings) -> Catalogue:
+def _first_catalogue(settings: Settings, dialects: Dialects) -> Catalogue:
     try:
-        catalogue = catalog_file.load(settings.catalogue, secret_of)
+        return _read_catalogue(settings, dialects)
     except catalog_file.CatalogError as error:
         raise ProcessFailedError(str(error)) from error
-    if settings.upstream_dialect is None:
-        return catalogue
-    return catalogue.served_by(
-        UpstreamTarget(
-            name="upstream",
-            dialect=settings.upstream_dialect,
-            base_url=(settings.upstream_url or "").rstrip("/"),
-            model=settings.upstream_model,
-            api_key=settings.upstream_api_key.get_secret_value(),
+
+
+def _read_catalogue(settings: Settings, dialects: Dialects) -> Catalogue:
+    """The catalogue as it is served. Raises CatalogError."""
+    catalogue = catalog_file.load(settings.catalogue, secret_of)
+    if settings.upstream_dialect is not None:
+        catalogue = catalogue.served_by(
+            UpstreamTarget(
+                name="upstream",
+                dialect=settings.upstream_dialect,
+                base_url=(settings.upstream_url or "").rstrip("/"),
+                model=settings.upstream_model,
+                api_key=settings.upstream_api_key.get_secret_value(),
+            )
         )
-    )
+    _check_dialects(settings.catalogue, catalogue, dialects)
+    return catalogue
 
 
-def _check_dialects(catalogue: Catalogue, dialects: Dialects) -> None:
-    """A dialect that the schema knows and nobody speaks would fail at the first call, so the start fails instead."""
+def _check_dialects(file: Path, catalogue: Catalogue, dialects: Dialects) -> None:
+    """A dialect that the schema knows and nobody speaks would fail at the first call, so the catalogue is refused."""
     spoken = {Kind.GENERATION: dialects.generation, Kind.EMBEDDING: dialects.embedding, Kind.RERANK: dialects.rerank}
     for profile in catalogue.profiles:
         for target in profile.upstreams:
             if target.dialect not in spoken[profile.kind]:
-                raise ProcessFailedError(f"{profile.slug}: nothing here speaks the dialect {target.dialect!r}")
+                rule = f"nothing here speaks the dialect {target.dialect!r}"
+                raise catalog_file.CatalogError(file, [(profile.slug, rule)])
+
+
+def _stamp_of(file: Path) -> Stamp | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @contextmanager

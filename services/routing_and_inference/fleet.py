@@ -135,11 +135,20 @@ class Fleet:
         self.now_s = now_s
         self.wall_us = wall_us
         self.random = random
+        self._states: dict[str, dict[str, UpstreamState]] = {}
+        self.replace(profiles)
+        self._queues: dict[str, FairQueue] = {}
+
+    def replace(self, profiles: Iterable[Profile]) -> None:
+        """Other profiles from now on. Upstreams that are the same keep what is known of them."""
+        known = self._states
         self._states = {
-            profile.slug: {target.name: UpstreamState(profile, target) for target in profile.upstreams}
+            profile.slug: {
+                target.name: _kept(known.get(profile.slug, {}).get(target.name), profile, target)
+                for target in profile.upstreams
+            }
             for profile in profiles
         }
-        self._queues: dict[str, FairQueue] = {}
 
     def order(self, profile: Profile, demand: Demand) -> Iterator[UpstreamState]:
         """Those that may be called and have room, in the order to try them."""
@@ -225,3 +234,10 @@ class Fleet:
     def find(self, profile: str, upstream: str) -> UpstreamState | None:
         """The state of an upstream, or None."""
         return self._states.get(profile, {}).get(upstream)
+
+
+def _kept(known: UpstreamState | None, profile: Profile, target: UpstreamTarget) -> UpstreamState:
+    if known is None or known.target != target:
+        return UpstreamState(profile, target)
+    known.profile = profile
+    return known

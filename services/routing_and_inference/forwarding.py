@@ -16,7 +16,8 @@ from services.routing_and_inference import metrics
 from services.routing_and_inference.adapters.recorder import Recorded
 from services.routing_and_inference.admission import Admissions, OpenCall, Order
 from services.routing_and_inference.attempts import Attempts, context_too_long
-from services.routing_and_inference.catalog import CompanyProxy, Profile
+from services.routing_and_inference.catalog import Profile
+from services.routing_and_inference.current import CurrentCatalogue
 from services.routing_and_inference.fleet import Demand, Fleet
 from services.routing_and_inference.native import (
     NativeAnswer,
@@ -56,13 +57,13 @@ class Forwarder:
 
     def __init__(
         self,
-        proxy: CompanyProxy,
+        current: CurrentCatalogue,
         upstreams: Mapping[str, NativeUpstream],
         fleet: Fleet,
         admissions: Admissions,
         settlement: Settlement,
     ) -> None:
-        self._proxy = proxy
+        self._current = current
         self._upstreams = upstreams
         self._fleet = fleet
         self._admissions = admissions
@@ -125,7 +126,7 @@ class Forwarder:
         return _Run(call, opened, request, prompt, answer, attempts)
 
     def _profile(self, model: str) -> Profile:
-        profile = self._proxy.find(model)
+        profile = self._current.catalogue.company_proxy.find(model)
         if profile is None:
             raise NotFoundError(f"model: {model} is not available here", metadata={"resource": "model"})
         return profile

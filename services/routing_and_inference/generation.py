@@ -20,6 +20,7 @@ from services.routing_and_inference.admission import Admissions, OpenCall, Order
 from services.routing_and_inference.answer import Answer
 from services.routing_and_inference.attempts import Attempts, context_too_long
 from services.routing_and_inference.catalog import Catalogue, Kind, Profile, UpstreamTarget
+from services.routing_and_inference.current import CurrentCatalogue
 from services.routing_and_inference.fleet import Demand, Fleet
 from services.routing_and_inference.patience import Batches, first_content_within
 from services.routing_and_inference.ports import Upstream, UpstreamRequest
@@ -64,13 +65,13 @@ class Generator:
 
     def __init__(
         self,
-        catalogue: Catalogue,
+        current: CurrentCatalogue,
         upstreams: Mapping[str, Upstream],
         fleet: Fleet,
         admissions: Admissions,
         settlement: Settlement,
     ) -> None:
-        self._catalogue = catalogue
+        self._current = current
         self._upstreams = upstreams
         self._fleet = fleet
         self._admissions = admissions
@@ -109,7 +110,7 @@ class Generator:
 
     async def _open(self, request: service_pb.GenerateRequest, call: Call) -> _Run:
         try:
-            profile = profile_for(self._catalogue, request.model, Kind.GENERATION)
+            profile = profile_for(self._current.catalogue, request.model, Kind.GENERATION)
             prompt = read_prompt(request.generation, has_vision=profile.capabilities.vision)
             adapt(request.generation, prompt, profile)
         except GatewayError as error:

@@ -14,7 +14,8 @@ from mws.inference.v1.catalog_service_pb2_grpc import CatalogServiceServicer
 from mws.inference.v1.inference_service_pb2_grpc import InferenceServiceServicer
 from mws.inference.v1.routing_service_pb2_grpc import RoutingServiceServicer
 
-from services.routing_and_inference.catalog import Catalogue, Kind, Profile
+from services.routing_and_inference.catalog import Kind, Profile
+from services.routing_and_inference.current import CurrentCatalogue
 from services.routing_and_inference.fleet import Fleet, UpstreamState
 from services.routing_and_inference.generation import Generator, profile_for
 from services.routing_and_inference.pages import page_of
@@ -33,8 +34,8 @@ _KINDS = {
 class InferenceServicer(InferenceServiceServicer):
     """Runs calls."""
 
-    def __init__(self, catalogue: Catalogue, generator: Generator, unary_calls: UnaryCalls) -> None:
-        self._catalogue = catalogue
+    def __init__(self, current: CurrentCatalogue, generator: Generator, unary_calls: UnaryCalls) -> None:
+        self._current = current
         self._generator = generator
         self._unary_calls = unary_calls
 
@@ -48,7 +49,7 @@ class InferenceServicer(InferenceServiceServicer):
         return await self._unary_calls.rerank(request, call_of(context))
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Any) -> pb.CountTokensResponse:
-        profile = profile_for(self._catalogue, request.model, Kind.GENERATION)
+        profile = profile_for(self._current.catalogue, request.model, Kind.GENERATION)
         request.generation.ClearField("max_output_tokens")  # nothing is generated: a 0, which Generate refuses, is fine
         prompt = read_prompt(request.generation, has_vision=profile.capabilities.vision)
         return pb.CountTokensResponse(input_tokens=prompt.estimated_tokens)
@@ -57,24 +58,24 @@ class InferenceServicer(InferenceServiceServicer):
 class CatalogServicer(CatalogServiceServicer):
     """Shows the catalogue."""
 
-    def __init__(self, catalogue: Catalogue, price_book_version: str) -> None:
-        self._catalogue = catalogue
-        self._price_book_version = price_book_version
+    def __init__(self, current: CurrentCatalogue) -> None:
+        self._current = current
 
     async def ListProfiles(
         self, request: catalog_pb.ListProfilesRequest, context: Any
     ) -> catalog_pb.ListProfilesResponse:
+        version = self._current.book.version
         profiles, next_page_token = page_of(
-            self._catalogue.profiles, request.page_size, request.page_token, self._price_book_version
+            self._current.catalogue.profiles, request.page_size, request.page_token, version
         )
         return catalog_pb.ListProfilesResponse(
             profiles=[self._profile_to_pb(profile) for profile in profiles],
             next_page_token=next_page_token,
-            price_book_version=self._price_book_version,
+            price_book_version=version,
         )
 
     async def GetProfile(self, request: catalog_pb.GetProfileRequest, context: Any) -> catalog_pb.GetProfileResponse:
-        profile = self._catalogue.find(request.model)
+        profile = self._current.catalogue.find(request.model)
         if profile is None:
             raise NotFoundError("no profile has this name or alias", metadata={"resource": "profile"})
         return catalog_pb.GetProfileResponse(profile=self._profile_to_pb(profile))
@@ -101,7 +102,7 @@ class CatalogServicer(CatalogServiceServicer):
             if profile.kind is Kind.GENERATION
             else None,
             tokens_per_second=profile.tokens_per_second,
-            is_default=self._catalogue.is_default(profile),
+            is_default=self._current.catalogue.is_default(profile),
         )
 
 

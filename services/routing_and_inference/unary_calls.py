@@ -17,7 +17,8 @@ from services.routing_and_inference import bounding
 from services.routing_and_inference.admission import Admissions, OpenCall, Order
 from services.routing_and_inference.attempts import Attempts, context_too_long
 from services.routing_and_inference.bounding import PromptSize, TextMeter
-from services.routing_and_inference.catalog import Catalogue, Kind, Profile, UpstreamTarget
+from services.routing_and_inference.catalog import Kind, Profile, UpstreamTarget
+from services.routing_and_inference.current import CurrentCatalogue
 from services.routing_and_inference.fleet import Demand, Fleet
 from services.routing_and_inference.generation import profile_for
 from services.routing_and_inference.ports import (
@@ -58,13 +59,13 @@ class UnaryCalls:
 
     def __init__(
         self,
-        catalogue: Catalogue,
+        current: CurrentCatalogue,
         dialects: Dialects,
         fleet: Fleet,
         admissions: Admissions,
         settlement: Settlement,
     ) -> None:
-        self._catalogue = catalogue
+        self._current = current
         self._dialects = dialects
         self._fleet = fleet
         self._admissions = admissions
@@ -73,7 +74,7 @@ class UnaryCalls:
     async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
         """Vectors in input order."""
         try:
-            profile = profile_for(self._catalogue, request.model, Kind.EMBEDDING)
+            profile = profile_for(self._current.catalogue, request.model, Kind.EMBEDDING)
             inputs = _read_inputs(request, profile)
         except GatewayError as error:
             raise await self._admissions.at_fault(error, request.credential, call) from error
@@ -109,7 +110,7 @@ class UnaryCalls:
     async def rerank(self, request: pb.RerankRequest, call: Call) -> pb.RerankResponse:
         """Documents, best first."""
         try:
-            profile = profile_for(self._catalogue, request.model, Kind.RERANK)
+            profile = profile_for(self._current.catalogue, request.model, Kind.RERANK)
             size = _read_documents(request)
         except GatewayError as error:
             raise await self._admissions.at_fault(error, request.credential, call) from error

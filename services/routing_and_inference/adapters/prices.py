@@ -23,26 +23,31 @@ _LAST_RETRY_S = 2.0
 
 
 class PriceRegistration:
-    """The price book as metering gets it."""
+    """The price books as metering gets them."""
 
     def __init__(self, metering: "MeteringServiceAsyncStub", book: PriceBook) -> None:
         self._metering = metering
-        self._request = _request_of(book)
+        self._requests = {book.version: _request_of(book)}
+
+    def add(self, book: PriceBook) -> None:
+        """A further book. Earlier ones stay: calls that began with them may still have to be priced."""
+        self._requests.setdefault(book.version, _request_of(book))
 
     async def register(self) -> None:
-        """Registers it, again and again until metering accepts. A repeat changes nothing."""
+        """Registers them, again and again until metering accepts. A repeat changes nothing."""
         retry_s = _FIRST_RETRY_S
         while not await self.is_registered():
             await asyncio.sleep(retry_s)
             retry_s = min(retry_s * 2, _LAST_RETRY_S)
 
     async def is_registered(self) -> bool:
-        """Registers it once; false: metering did not accept."""
-        try:
-            await self._metering.RegisterPriceBook(self._request, timeout=_TIMEOUT_S)
-        except GatewayError as error:
-            log.warning("prices.not_registered", version=self._request.version, code=error.code.name)
-            return False
+        """Registers each once; false: metering did not accept."""
+        for version, request in list(self._requests.items()):
+            try:
+                await self._metering.RegisterPriceBook(request, timeout=_TIMEOUT_S)
+            except GatewayError as error:
+                log.warning("prices.not_registered", version=version, code=error.code.name)
+                return False
         return True
 
 

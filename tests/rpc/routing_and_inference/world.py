@@ -211,6 +211,11 @@ class FakeMetering(MeteringServiceServicer):
     ) -> metering_pb.ReadBalancesResponse:
         raise NotImplementedError
 
+    async def GetKeptAnswer(
+        self, request: metering_pb.GetKeptAnswerRequest, context: Any
+    ) -> metering_pb.GetKeptAnswerResponse:
+        raise NotImplementedError
+
     async def RegisterPriceBook(
         self, request: metering_pb.RegisterPriceBookRequest, context: Any
     ) -> metering_pb.RegisterPriceBookResponse:
