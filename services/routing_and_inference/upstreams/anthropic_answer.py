@@ -189,7 +189,7 @@ class AnthropicAnswer:
     def _begin_block(self, index: int, start: dict[str, Any]) -> None:
         self._end_block(index)
         self.begun = True
-        kind = start.get("type") or _TEXT
+        kind = _text(start.get("type")) or _TEXT
         cited = kind == _TEXT and self._keeps_opaque and (self._cites or isinstance(start.get("citations"), list))
         block = self._blocks[index] = _Block(kind if kind in {_TEXT, _THINKING, _TOOL} and not cited else _WHOLE, start)
         if block.kind == _TOOL and self._answer_tool and start.get("name") == self._answer_tool:
@@ -244,7 +244,7 @@ class AnthropicAnswer:
         self._runs.end_call(block.call)
 
     def _pass_on(self, block: _Block) -> None:
-        kind = str(block.start.get("type"))
+        kind = _text(block.start.get("type")) or _TEXT
         text = _text(block.start.get("text")) + "".join(block.texts)
         if kind == "redacted_thinking":
             self._runs.redacted_thinking(_text(block.start.get("data")))
@@ -254,7 +254,8 @@ class AnthropicAnswer:
             whole = dict(block.start)
             if kind == _TEXT:
                 whole["text"] = text
-                whole["citations"] = [*(block.start.get("citations") or []), *block.citations]
+                stated = block.start.get("citations")
+                whole["citations"] = [*(stated if isinstance(stated, list) else ()), *block.citations]
             elif block.fragments:
                 fragments = "".join(block.fragments)
                 whole["input"] = msgspec.Raw(fragments) if _is_object(fragments) else {}
