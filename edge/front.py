@@ -32,7 +32,7 @@ CLIENT_GONE_STATUS = 499  # for the log and the metrics only: nobody receives it
 
 
 class Front:
-    """Routes are exact paths; `/a/` takes one more segment, which then stands in the scope as `rest`.
+    """Routes are exact paths; `/a/` takes what follows it, slashes too, which then stands in the scope as `rest`.
 
     All that begins with one of `prefixes` belongs to its route, whatever the method.
     """
@@ -52,6 +52,7 @@ class Front:
         self._methods: dict[str, list[str]] = {}
         for method, path in self._routes:
             self._methods.setdefault(path, []).append(method)
+        self._open = [path for path in self._methods if path.endswith("/") and path != "/"]
         self._documentation = documentation
         self._log = log
         self._metrics = metrics
@@ -75,11 +76,9 @@ class Front:
         for start, owner in self._prefixes.items():
             if path.startswith(start):
                 return owner, start
-        head, slash, rest = path.rpartition("/")
-        prefix = head + slash
-        if path not in self._methods and head and rest and prefix in self._methods:
-            scope["rest"] = rest
-            path = prefix
+        prefix = next((known for known in self._open if path.startswith(known)), path)
+        if path != prefix:
+            scope["rest"], path = path[len(prefix) :], prefix
         route = self._routes.get((method, path))
         if route is not None:
             return route, path
