@@ -3,6 +3,7 @@
 Owns nothing but that; refuses to decide and to catch.
 """
 
+import asyncio
 from typing import Any
 
 from mws.admission.v1 import account_service_pb2 as pb
@@ -48,7 +49,7 @@ class AccountServicer(AccountServiceServicer):
         page = translate.page_from_pb(self._tokens, request.page_size, request.page_token, *filters)
         accounts, has_more = cut(await self._accounts.page(request.name, page), page.size)
         return pb.ListAccountsResponse(
-            accounts=[await self._to_pb(account) for account in accounts],
+            accounts=await asyncio.gather(*(self._to_pb(account) for account in accounts)),
             next_page_token=self._tokens.seal(accounts[-1].account_id, *filters) if has_more else "",
         )
 
