@@ -1,8 +1,9 @@
-"""A company for tests: a realm that signs access tokens, and an Anthropic upstream that answers as it was told.
+"""A company for tests: a realm that signs access tokens, an Anthropic upstream that answers as it was told, and staff.
 
-Owns both servers, in threads of the test's process; knows nothing of the gateway.
+Owns both servers, in threads of the test's process, and what staff sends; refuses to start a gateway.
 """
 
+import itertools
 import json
 import threading
 import time
@@ -10,8 +11,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx2
 from joserfc import jwt
 from joserfc.jwk import RSAKey
+
+from tests.gateway import Gateway
 
 AUDIENCE, ROLE = "MLAAS-CLI-API", "MLAAS-ROLE-REGULAR"
 TEXT = "Grüße! 👋 How can I help?"
@@ -271,3 +275,33 @@ company_proxy:
   cors_origins: ["https://lab.company.example"]
 """
     return text.lstrip()
+
+
+PATH = "/proxy/anthropic/v1/messages"
+ASK: dict[str, Any] = {
+    "model": "claude-opus-4-6",
+    "max_tokens": 1024,
+    "messages": [{"role": "user", "content": "Hello"}],
+}
+
+
+class Company:
+    """A gateway with a realm and an upstream."""
+
+    def __init__(self, gateway: Gateway, realm: Realm, claude: Claude, account_id: str) -> None:
+        self.gateway, self.realm, self.claude, self.account_id = gateway, realm, claude, account_id
+        self.faults = itertools.count()
+        self.http = httpx2.Client(base_url=gateway.base_url, timeout=30)
+
+    def post(self, body: Any = ASK, *, token: str | None = None, **headers: str) -> httpx2.Response:
+        """Sends a request with a good token, or with the given one."""
+        token = self.realm.token() if token is None else token
+        authorization = {"authorization": f"Bearer {token}"} if token else {}
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.http.post(PATH, content=content, headers={**authorization, **named})
+
+    def usage(self, grouping: str) -> dict[str, Any]:
+        """The account's usage by a grouping."""
+        found = self.gateway.mws("usage", "--account", self.account_id, "--by", grouping)
+        return {row["group"]: row for row in found["groups"]}

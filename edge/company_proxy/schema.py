@@ -150,7 +150,7 @@ class MessagesRequest(_Open):
     """Anthropic's Messages request. Members that are not named here are forwarded as well."""
 
     model: str = _MODEL
-    max_tokens: int = Field(ge=1, examples=[1024])
+    max_tokens: int = Field(ge=1, le=1_000_000_000, examples=[1024])
     messages: list[Message] = Field(min_length=1, max_length=100_000)
     system: (
         Annotated[

@@ -5,70 +5,18 @@ Owns one company and its gateway; refuses what single parts prove more cheaply.
 
 import base64
 import hmac
-import itertools
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import anthropic
-import httpx2
 import pytest
 from joserfc.jwk import RSAKey
 
-from tests.company import AUDIENCE, MESSAGE, ROLE, TEXT, USAGE, Claude, Realm, catalogue, frames
-from tests.gateway import Gateway
+from tests.company import ASK, AUDIENCE, MESSAGE, PATH, ROLE, TEXT, USAGE, Company, frames
 
-PATH = "/proxy/anthropic/v1/messages"
-ASK: dict[str, Any] = {
-    "model": "claude-opus-4-6",
-    "max_tokens": 1024,
-    "messages": [{"role": "user", "content": "Hello"}],
-}
 ORIGIN = "https://lab.company.example"
 LIMITS = [f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")]
-
-
-class Company:
-    """A gateway with a realm and an upstream."""
-
-    def __init__(self, gateway: Gateway, realm: Realm, claude: Claude, account_id: str) -> None:
-        self.gateway, self.realm, self.claude, self.account_id = gateway, realm, claude, account_id
-        self.faults = itertools.count()
-        self.http = httpx2.Client(base_url=gateway.base_url, timeout=30)
-
-    def post(self, body: Any = ASK, *, token: str | None = None, **headers: str) -> httpx2.Response:
-        """Sends a request with a good token, or with the given one."""
-        token = self.realm.token() if token is None else token
-        authorization = {"authorization": f"Bearer {token}"} if token else {}
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self.http.post(PATH, content=content, headers={**authorization, **named})
-
-    def usage(self, grouping: str) -> dict[str, Any]:
-        """The account's usage by a grouping."""
-        found = self.gateway.mws("usage", "--account", self.account_id, "--by", grouping)
-        return {row["group"]: row for row in found["groups"]}
-
-
-@pytest.fixture(scope="module", params=["link", "grpc"])
-def company(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Company]:
-    folder = tmp_path_factory.mktemp(f"company-{request.param}")
-    with Realm() as realm, Claude() as claude:
-        file = folder / "catalogue.yaml"
-        file.write_text(catalogue(realm, claude))
-        environment = {"MWS_TRANSPORT": request.param, "CLAUDE_KEY": "sk-ant-of-the-company"}
-        with Gateway(folder / "data", "--catalog", str(file), environment=environment) as gateway:
-            account = gateway.account("company")
-            gateway.account("subsidiary", rpm=1)
-            company = Company(gateway, realm, claude, account.account_id)
-            with company.http:
-                yield company
-            assert gateway.mws("ledger", "check")["violations"] == []
-            logged = gateway.logs()
-        assert gateway.stop() == 0
-    for text in ("Traceback", "sk-ant-of-the-company", "never retrieved", "eyJhbGciOi", "Grüße"):
-        assert text not in logged, f"{text!r} in the logs"
 
 
 @pytest.fixture(autouse=True)
