@@ -7,13 +7,13 @@ import asyncio
 import sys
 from pathlib import Path
 
-from services.metering.adapters.sqlite_ledger import open_ledger
 from tests.contract.metering.building import Bookkeeper, a_credit, an_event
+from tests.contract.metering.places import Database, File, Place
 
 
-async def main(path: Path) -> None:
+async def main(place: Place) -> None:
     """Eight writers at once, so that groups form."""
-    async with open_ledger(path, write_timeout_s=20.0) as store:
+    async with place.open() as store:
         books = Bookkeeper(store)
         await books.register()
 
@@ -28,4 +28,5 @@ async def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1])))
+    where = sys.argv[1]
+    asyncio.run(main(Database(where) if "://" in where else File(Path(where))))
