@@ -167,7 +167,7 @@ class RunWriter:
         return self._live is None
 
     def _send(self, call: ToolCall) -> None:
-        if not call.name or not call.streams() or self._is_surplus(call):
+        if not call.name or not call.streams() or (self._is_single and self._is_surplus(call)):
             return
         self._start(call)
         for piece in call.pieces[call.unsent :]:

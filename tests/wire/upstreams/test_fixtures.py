@@ -13,9 +13,19 @@ from typing import Any
 import pytest
 import yaml
 
-from services.routing_and_inference.ports import FailureKind, UpstreamFailure
-from services.routing_and_inference.upstreams import errors
-from tests.builders import fold, generation, read_answer, upstream_request, usage
+from services.routing_and_inference.catalog import Kind, Price, Profile, UpstreamTarget
+from services.routing_and_inference.ports import EmbeddingRequest, FailureKind, RerankRequest, UpstreamFailure
+from services.routing_and_inference.upstreams import dialects, errors
+from tests.builders import (
+    CannedHttp,
+    CannedResponse,
+    fold,
+    generation,
+    read_answer,
+    run_now,
+    upstream_request,
+    usage,
+)
 from tests.wire.through import SHAPES, TYPED, Heard, check_stream, error_of, folded, hear, request_from, said
 
 FIXTURES = Path(__file__).parents[4] / "shared" / "fixtures"
@@ -173,3 +183,58 @@ def test_recorded_answers_read_or_fail_with_a_reason(path: Path) -> None:
 
 def is_stream(body: bytes) -> bool:
     return body.lstrip().startswith((b"data:", b"event:", b":"))
+
+
+# ---- the rest: bodies without a stream, errors, embeddings, rankings ----
+
+OTHERS = {
+    "anthropic-text.json": "body",
+    "openai-reasoning-model-legacy-parameter-error.json": "error",
+    "openai-embeddings-base64.yaml": "embeddings",
+    "openai-embeddings-tokens.yaml": "embeddings",
+    "cohere_v1_rerank.yaml": "rerank",
+    "cohere_v2_rerank.yaml": "rerank",
+}
+
+
+def test_every_recording_is_replayed_by_some_test() -> None:
+    known = {path.name for path in [*STREAMED, *CASSETTES]} | OTHERS.keys()
+    assert {path.name for path in files("*/*")} - known == set()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_recorded_body_is_valid_in_both_sdks(shape: str) -> None:
+    body = (FIXTURES / "vercel-ai" / "anthropic-text.json").read_bytes()
+    streamed, whole = replayed(body, shape, stream=True), replayed(body, shape, stream=False)
+    assert folded(streamed) == folded(whole)
+    assert said(whole).text
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_recorded_error_is_typed(shape: str) -> None:
+    path = FIXTURES / "vercel-ai" / "openai-reasoning-model-legacy-parameter-error.json"
+    check_refusal(400, path.read_bytes(), shape)
+
+
+@pytest.mark.parametrize("path", files("*/openai-embeddings-*.yaml"), ids=lambda path: path.name)
+def test_recorded_embeddings_read(path: Path) -> None:
+    ((_, body),) = recorded_answers(path)
+    target = UpstreamTarget("primary", "openai", "http://upstream.test", "m")
+    profile = Profile("small", Kind.EMBEDDING, Price(), ())
+    request = EmbeddingRequest("call", 1, ["x"], (), None, profile, target)
+    adapter = dialects(CannedHttp(CannedResponse([body]))).embedding["openai"]
+    result = run_now(adapter.embed(request))
+    assert len(result.vectors[0]) == 4 * 1536
+    assert result.input_tokens
+
+
+@pytest.mark.parametrize("path", files("*/cohere_*_rerank.yaml"), ids=lambda path: path.name)
+def test_recorded_rankings_read(path: Path) -> None:
+    ((_, body),) = recorded_answers(path)
+    target = UpstreamTarget("primary", "cohere", "http://upstream.test", "m")
+    profile = Profile("small", Kind.RERANK, Price(), ())
+    request = RerankRequest("call", 1, "q", ["d"] * 6, 3, profile, target)
+    adapter = dialects(CannedHttp(CannedResponse([body]))).rerank["cohere"]
+    result = run_now(adapter.rerank(request))
+    assert result.ranking[0].index == 3
+    assert result.search_units == 1
