@@ -999,6 +999,7 @@ class Admitted(_message.Message):
     ESTIMATED_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     DROPPED_IMAGES_FIELD_NUMBER: _builtins.int
     HELD_NANO_USD_FIELD_NUMBER: _builtins.int
+    REPLAY_OF_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     """The call's id."""
     account_id: _builtins.str
@@ -1011,6 +1012,8 @@ class Admitted(_message.Message):
     """Images that were dropped since the profile has no vision."""
     held_nano_usd: _builtins.int
     """What is held for the call, in nano-dollars."""
+    replay_of: _builtins.str
+    """The earlier call of the same idempotency key whose answer follows; nothing is held or charged. Empty: this is no replay."""
     @_builtins.property
     def limits(self) -> _limits_pb2.LimitsSnapshot:
         """Limits after the decision."""
@@ -1025,10 +1028,11 @@ class Admitted(_message.Message):
         estimated_input_tokens: _builtins.int = ...,
         dropped_images: _builtins.int = ...,
         held_nano_usd: _builtins.int = ...,
+        replay_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "call_id", b"call_id", "dropped_images", b"dropped_images", "estimated_input_tokens", b"estimated_input_tokens", "held_nano_usd", b"held_nano_usd", "limits", b"limits", "profile", b"profile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "call_id", b"call_id", "dropped_images", b"dropped_images", "estimated_input_tokens", b"estimated_input_tokens", "held_nano_usd", b"held_nano_usd", "limits", b"limits", "profile", b"profile", "replay_of", b"replay_of"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -49,7 +49,7 @@ class InferenceServiceStub:
 
     A repeat with the same `call_id`: exactly one of the two runs, the other fails with CALL_ALREADY_ADMITTED, for 30 minutes;
     after that the id itself is refused as too old. With an `idempotency_key` a repeat under a new `call_id` waits for the first
-    and replays its answer.
+    and replays its answer, which is kept for 24 hours; the first call then runs to its end even if its caller leaves.
 
     No deadline means 900 s.
 
@@ -110,7 +110,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     A repeat with the same `call_id`: exactly one of the two runs, the other fails with CALL_ALREADY_ADMITTED, for 30 minutes;
     after that the id itself is refused as too old. With an `idempotency_key` a repeat under a new `call_id` waits for the first
-    and replays its answer.
+    and replays its answer, which is kept for 24 hours; the first call then runs to its end even if its caller leaves.
 
     No deadline means 900 s.
 
@@ -174,7 +174,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         A repeat with the same `call_id`: exactly one of the two runs, the other fails with CALL_ALREADY_ADMITTED, for 30 minutes;
         after that the id itself is refused as too old. With an `idempotency_key` a repeat under a new `call_id` waits for the first
-        and replays its answer.
+        and replays its answer, which is kept for 24 hours; the first call then runs to its end even if its caller leaves.
 
         No deadline means 900 s.
 
