@@ -23,7 +23,7 @@ _STREAMED_ROWS = 2_000
 class Limits:
     """How long things may take. A transaction that its owner forgot is ended by the server, its locks with it."""
 
-    connect_s: float = 1.0
+    connect_s: float = 3.0
     command_s: float = 5.0
     lock_s: float = 2.0
     idle_in_transaction_s: float = 5.0

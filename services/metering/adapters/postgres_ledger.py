@@ -47,6 +47,7 @@ _READERS = 2
 _SHARDS = 64  # of the balances that all customers share; a replica takes one of them
 _ROLLBACK_S = 0.5
 _CALLS = Limits()
+_OPENING = Limits(connect_s=15.0, command_s=60.0)
 _CLAIMS = Limits(idle_in_transaction_s=20.0)  # a claim is kept while auth-and-limits is told
 _INSPECTIONS = Limits(command_s=3_600.0, idle_in_transaction_s=600.0)
 
@@ -206,7 +207,7 @@ def _as_unavailable() -> Any:
 async def prepare(url: str, today: datetime.date, *, may_migrate: bool = True) -> None:
     """Brings the database to the newest revision. Raises UnknownSchemaError, or StoreUnavailableError."""
     with _as_unavailable():
-        connection = await connect(url, _CALLS, as_writer=False)
+        connection = await connect(url, _OPENING, as_writer=False)
         try:
             await postgres_schema.prepare(connection, may_migrate=may_migrate)
             await connection.execute(f"SET ROLE {WRITER_ROLE}")
