@@ -1,47 +1,128 @@
-"""What a decision costs: CPU per admitted and finished call, journal included, at several degrees of concurrency.
+"""What a decision costs the process that makes it, beside what a plain unary echo costs its server.
 
-Owns one number per degree; refuses sockets: the transport has its own yardstick. `python -m tests.bench.admission_cost`
+Owns the three servers and the caller; CPU is counted in the server alone, Redis's own beside it. The link, calls
+32 at once, as from a runner. `python -m tests.bench.admission_cost`
 """
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
+import io
+import subprocess
+import sys
 import tempfile
-import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from statistics import median
+from typing import Any, BinaryIO, cast
 
+import grpc
+import psutil
 import uvloop
 from mws.admission.v1 import account_service_pb2, key_service_pb2
 from mws.admission.v1 import admission_service_pb2 as pb
+from mws.admission.v1.admission_service_pb2_grpc import AdmissionServiceStub
+from pydantic import SecretStr
 
-from services.auth_and_limits.app import open_service
+from services.auth_and_limits.app import Service, open_service
 from services.auth_and_limits.settings import Settings
+from services.link.client import LinkChannel
+from services.link.connection import Identity
+from services.link.server import LinkListener
 from services.runtime.callers import mint_secrets
-from services.runtime.calls import Call, Caller, CallerClass, MethodTable
+from services.runtime.calls import Call, Caller, CallerClass
+from services.runtime.guard import ServiceGuard
 from services.runtime.ids import new_id
+from services.runtime.logging import EventLog
+from services.runtime.telemetry import current_traceparent
+from tests.redis_server import RedisServer
 
-_SERVICE = "/mws.admission.v1."
+IN_FLIGHT = 32
+BARS = {"embedded": 4.0, "redis": 3.0}
+_ADMISSION = "/mws.admission.v1."
+_ECHO = "/mws.bench.v1.BenchService/Echo"
 _HUGE = 150_000_000
 
 
-class Direct:
-    """Calls the handlers as a transport would, messages serialized both ways."""
-
-    def __init__(self, table: MethodTable) -> None:
-        self._methods = table.methods
-        self._caller = Caller(CallerClass.ADMIN, "bench")
-
-    async def call(self, path: str, request: object) -> object:
-        method = self._methods[_SERVICE + path]
-        call = Call(method.path, self._caller, (), 0.0, None)
-        data = request.SerializeToString()  # type: ignore[attr-defined]
-        answer = await method.behavior(method.read_request(data), call)
-        method.write_response(answer)
-        return answer
+class _Sink(io.RawIOBase):
+    def write(self, line: Any) -> int:
+        return len(line)
 
 
-def admit_request(digest: bytes) -> pb.AdmitRequest:
-    """One call of a client."""
+# The server processes.
+
+
+async def _call(service: Service, path: str, request: Any) -> Any:
+    """Calls a handler as an administrator does, without a transport."""
+    method = service.table.methods[_ADMISSION + path]
+    return await method.behavior(request, Call(method.path, Caller(CallerClass.ADMIN, "bench"), (), 0.0, None))
+
+
+async def _key(service: Service) -> str:
+    """A key of an account that may do anything."""
+    ceilings = account_service_pb2.CeilingOverrides(
+        requests_per_minute=_HUGE, tokens_per_minute=_HUGE, concurrent_calls=1_000_000
+    )
+    asked = account_service_pb2.CreateAccountRequest(request_id=new_id(), name="bench", overrides=ceilings)
+    account_id = (await _call(service, "AccountService/CreateAccount", asked)).account.account_id
+    key = await _call(service, "KeyService/CreateKey", key_service_pb2.CreateKeyRequest(account_id=account_id))
+    change = pb.BalanceChange(account_id=account_id, seq=1, balance_nano_usd=9 * 10**15)
+    await _call(service, "AdmissionService/BalanceChanged", pb.BalanceChangedRequest(changes=[change]))
+    return str(key.api_key)
+
+
+async def _serve_decisions(folder: Path, redis_url: str) -> None:
+    mint_secrets(folder / "secrets")
+    settings = Settings(
+        name="bench",
+        port=0,
+        data_dir=folder,
+        metering_endpoints=("127.0.0.1:1",),
+        redis_url=SecretStr(redis_url) if redis_url else None,
+        learning_s=0.0,
+        store_timeout_s=5.0,
+    )
+    async with open_service(settings) as service:
+        key = await _key(service)
+        guard = ServiceGuard(service.table, EventLog(cast("BinaryIO", _Sink()), process="bench"))
+        links = LinkListener(service.table, guard, lambda _token: Caller(CallerClass.INFERENCE, "inference-0"))
+        print("serving", await links.start("127.0.0.1:0"), key, flush=True)
+        await asyncio.Event().wait()
+
+
+async def _serve_echo() -> None:
+    async def echo(request: bytes, _: Any) -> bytes:
+        return request
+
+    server = grpc.aio.server()
+    handlers = {"Echo": grpc.unary_unary_rpc_method_handler(echo)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("mws.bench.v1.BenchService", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print("serving", port, "-", flush=True)
+    await asyncio.Event().wait()
+
+
+# The caller.
+
+
+@contextlib.contextmanager
+def _server(*arguments: str) -> Any:
+    command = [sys.executable, "-m", "tests.bench.admission_cost", "--serve", *arguments]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    with server.stdout:
+        try:
+            serving = next(line for line in server.stdout if line.startswith("serving "))
+            _, port, key = serving.split()
+            yield server.pid, int(port), key
+        finally:
+            server.kill()
+            server.wait()
+
+
+def _request(digest: bytes) -> pb.AdmitRequest:
     request = pb.AdmitRequest(
         call_id=new_id(),
         run_id=new_id(),
@@ -56,62 +137,92 @@ def admit_request(digest: bytes) -> pb.AdmitRequest:
     return request
 
 
-async def measure(folder: Path, in_flight: int, calls: int, *, whole_life: bool) -> tuple[float, float]:
-    """(CPU µs per call, calls per second of wall time), the caller's own work of some 15 µs per message included.
+def _cpu_s(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
-    Of Admit alone, or of a whole life: Admit, Finish and BalanceChanged one by one, though real callers batch the two.
-    """
-    settings = Settings(name="bench", port=0, data_dir=folder, metering_endpoints=("127.0.0.1:1",))
-    async with open_service(settings) as service:
-        direct = Direct(service.table)
-        ceilings = account_service_pb2.CeilingOverrides(
-            requests_per_minute=_HUGE, tokens_per_minute=_HUGE, concurrent_calls=100_000
-        )
-        created = await direct.call(
-            "AccountService/CreateAccount",
-            account_service_pb2.CreateAccountRequest(request_id=new_id(), name="bench", overrides=ceilings),
-        )
-        account_id = created.account.account_id  # type: ignore[attr-defined]
-        key = await direct.call("KeyService/CreateKey", key_service_pb2.CreateKeyRequest(account_id=account_id))
-        digest = hashlib.sha256(key.api_key.encode()).digest()  # type: ignore[attr-defined]
-        change = pb.BalanceChange(account_id=account_id, seq=1, balance_nano_usd=10**15)
-        await direct.call("AdmissionService/BalanceChanged", pb.BalanceChangedRequest(changes=[change]))
+
+async def _rounds(call: Callable[[], Awaitable[Any]], pids: list[int], calls: int, rounds: int) -> list[float]:
+    """CPU µs per call of each process, the median of rounds; the first one warms up."""
+    taken: list[list[float]] = []
+    for _ in range(rounds + 1):
+        before = [_cpu_s(pid) for pid in pids]
         left = iter(range(calls))
-        seq = iter(range(2, calls + 2))
 
-        async def one_caller() -> None:
+        async def caller(left: Any = left) -> None:
             for _ in left:
-                admit = admit_request(digest)
-                answer = await direct.call("AdmissionService/Admit", admit)
-                assert answer.HasField("admitted")  # type: ignore[attr-defined]
-                if whole_life:
-                    ids = {"call_id": admit.call_id, "run_id": admit.run_id}
-                    ended = pb.FinishedHold(**ids, cost_nano_usd=500_000, used_tokens=900)
-                    await direct.call("AdmissionService/Finish", pb.FinishRequest(holds=[ended]))
-                    posted = pb.BalanceChange(account_id=account_id, seq=next(seq), balance_nano_usd=10**15)
-                    posted.closed_call_ids.append(admit.call_id)
-                    await direct.call("AdmissionService/BalanceChanged", pb.BalanceChangedRequest(changes=[posted]))
+                await call()
 
-        wall, cpu = time.perf_counter(), time.process_time()
-        await asyncio.gather(*(one_caller() for _ in range(in_flight)))
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return cpu / calls * 1e6, calls / wall
+        await asyncio.gather(*(caller() for _ in range(IN_FLIGHT)))
+        taken.append([(_cpu_s(pid) - was) / calls * 1e6 for pid, was in zip(pids, before, strict=True)])
+    return [median(column) for column in zip(*taken[1:], strict=True)]
+
+
+@contextlib.asynccontextmanager
+async def _admission(port: int) -> AsyncIterator[Any]:
+    identity = Identity("a-token", "inference-0")
+    channel = LinkChannel([f"127.0.0.1:{port}"], identity, trace_context=current_traceparent)
+    await channel.wait_for_links()
+    try:
+        yield AdmissionServiceStub(cast("Any", channel))
+    finally:
+        await channel.close()
+
+
+async def _decisions(store: str, calls: int, rounds: int) -> tuple[float, float]:
+    """CPU µs of a decision in its process, and in Redis."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        redis = RedisServer(folder / "redis").start() if store == "redis" else None
+        if redis is not None:
+            stack.callback(redis.stop)
+        pid, port, key = stack.enter_context(_server(str(folder), redis.url if redis else ""))
+        digest = hashlib.sha256(key.encode()).digest()
+        async with _admission(port) as stub:
+
+            async def admit() -> None:
+                answer = await stub.Admit(_request(digest), timeout=30.0)
+                assert answer.HasField("admitted"), answer
+
+            costs = await _rounds(admit, [pid, redis.pid] if redis else [pid], calls, rounds)
+    return costs[0], costs[1] if redis else 0.0
+
+
+async def _echoes(calls: int, rounds: int) -> float:
+    with _server("echo", "") as (pid, port, _):
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            echo: Any = cast("Any", channel).unary_unary(_ECHO)
+            request = _request(b"0" * 32).SerializeToString()
+            metadata = (("authorization", "Bearer a-token"),)
+
+            async def call() -> None:
+                await echo(request, timeout=30.0, metadata=metadata)
+
+            return (await _rounds(call, [pid], calls, rounds))[0]
+
+
+async def _measure(calls: int, rounds: int) -> None:
+    plain = await _echoes(calls, rounds)
+    print(f"server of a plain unary echo, {IN_FLIGHT} in flight: {plain:.0f} µs of CPU per call")
+    for store, bar in BARS.items():
+        cost, of_redis = await _decisions(store, calls, rounds)
+        beside = f", and {of_redis:.0f} µs in Redis" if of_redis else ""
+        verdict = "ok" if plain / cost >= bar else "MISSED"
+        print(f"a decision, {store}: {cost:.0f} µs{beside}; 1/{plain / cost:.1f} of the echo (bar 1/{bar:g}) {verdict}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--calls", type=int, default=5_000)
-    parser.add_argument("--in-flight", type=int, nargs="*", default=[1, 8, 32, 128])
+    parser.add_argument("--calls", type=int, default=8_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--serve", nargs=2, metavar=("WHAT", "REDIS_URL"))
     options = parser.parse_args()
-    print("in flight   what         CPU µs per call   calls/s")
-    for in_flight in options.in_flight:
-        for name, whole_life in (("Admit", False), ("whole life", True)):
-            with tempfile.TemporaryDirectory() as folder:
-                mint_secrets(Path(folder) / "secrets")
-                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                    measured = measure(Path(folder), in_flight, options.calls, whole_life=whole_life)
-                    cpu_us, rate = runner.run(measured)
-            print(f"{in_flight:9d}   {name:10s}   {cpu_us:15.1f}   {rate:7.0f}")
+    if not options.serve:
+        uvloop.run(_measure(options.calls, options.rounds))
+    elif options.serve[0] == "echo":
+        uvloop.run(_serve_echo())
+    else:
+        uvloop.run(_serve_decisions(Path(options.serve[0]), options.serve[1]))
 
 
 if __name__ == "__main__":
