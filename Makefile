@@ -94,7 +94,7 @@ FUZZ_MINUTES ?= 10
 fuzz: setup-dev ## damaged requests and upstream streams for FUZZ_MINUTES, with fresh seeds
 	$(PY) -m tests.fuzz --minutes $(FUZZ_MINUTES) $(PYTEST_ARGS)
 
-sdk-tests: setup-dev ## every supported SDK, old and new, Python and Node, against a running gateway
+sdk-tests: setup-dev ## every supported SDK, old and new, Python and Node, and the SDKs' own tests, against a running gateway
 	$(PY) -m pytest tests/sdk --run-long $(PYTEST_ARGS)
 
 clean: ## remove everything that the targets above made

@@ -80,4 +80,11 @@ checkHeaders(limited.headers);
 const listed = await client().models.list();
 assert.equal(listed.data.length, 11);
 assert.equal(listed.data[0].id, "dragon");
+
+const unasked = await client().embeddings.create({ model: "e", input: ["rivers", "lakes"] });
+const numbers = await client().embeddings.create({ model: "e", input: ["rivers", "lakes"], encoding_format: "float" });
+assert.deepEqual(
+  unasked.data.map((item) => Array.from(item.embedding)),
+  numbers.data.map((item) => item.embedding),
+);
 console.log(JSON.stringify({ sdk: "openai", baseURL, ok: true }));

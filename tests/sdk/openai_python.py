@@ -150,7 +150,40 @@ def models() -> None:
     raises(openai.NotFoundError, 404, lambda: client().models.retrieve("no-such-model"))
 
 
+def embeddings() -> None:
+    raw = client().embeddings.with_raw_response.create(model="text-embedding-3-small", input=["rivers", "lakes"])
+    check_headers(raw.headers)
+    unasked = raw.parse()  # the SDK asks for base64 and decodes it
+    numbers = client().embeddings.create(model="e", input=["rivers", "lakes"], encoding_format="float")
+    assert [item.index for item in unasked.data] == [0, 1] and unasked.model == "text-embedding-3-small", unasked
+    assert [list(item.embedding) for item in unasked.data] == [item.embedding for item in numbers.data]
+    assert unasked.usage.prompt_tokens == unasked.usage.total_tokens > 0
+    tokens = client().embeddings.create(model="e", input=[[1, 2, 3], [4]])
+    assert len(tokens.data) == 2 and tokens.usage.prompt_tokens == 4, tokens.usage
+    short = client().embeddings.create(model="e", input="rivers", dimensions=8)
+    assert len(short.data[0].embedding) == 8, short
+    error = raises(openai.BadRequestError, 400, lambda: client().embeddings.create(model="e", input=""))
+    assert error.param == "input", error.body
+
+
+def rerank() -> None:
+    body = {"model": "r", "query": "rivers", "documents": ["of lakes", "of rivers"], "return_documents": True}
+    ranked: Any = client().post("/rerank", body=body, cast_to=object)
+    assert [result["index"] for result in ranked["results"]] == [1, 0], ranked
+    assert ranked["results"][0]["document"] == {"text": "of rivers"}, ranked
+    raises(openai.BadRequestError, 400, lambda: client().post("/rerank", body={**body, "top_n": 0}, cast_to=object))
+
+
+def whatever_is_documented() -> None:
+    for extra in ({"logprobs": True, "top_logprobs": 2}, {"service_tier": "auto"}, {"store": True, "user": "u"}):
+        assert create(**extra).choices[0].logprobs is None
+    reply = create(n=1, logit_bias={"50256": -100}, extra_body={"min_p": 0.1, "verbosity": "low"})
+    assert reply.choices[0].message.refusal is None and reply.service_tier == "default", reply
+    error = raises(openai.BadRequestError, 400, lambda: create(n=2))
+    assert (error.param, error.code) == ("n", "unsupported_value"), error.body
+
+
 if __name__ == "__main__":
-    for step in (text, streaming, tool_loop, errors, models):
+    for step in (text, streaming, tool_loop, errors, models, embeddings, rerank, whatever_is_documented):
         step()
     print(json.dumps({"sdk": "openai", "version": openai.__version__, "base_url": BASE_URL, "ok": True}))

@@ -1,6 +1,6 @@
 """The vendors' own tests of their SDKs' API calls, as they published them, against a running gateway.
 
-Owns fetching the suites (below build/, never committed) and which of their tests speak of what is served here; changes none.
+Owns fetching the suites (below build/, never committed) and the choice of tests that speak of what is served here.
 """
 
 import json

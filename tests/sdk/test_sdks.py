@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 import venv
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.checking_proxy import CheckingProxy
 from tests.gateway import Gateway
 
 HERE = Path(__file__).parent
@@ -68,8 +70,17 @@ def _run(*command: str | Path) -> str:
     return done.stdout
 
 
-def _arguments(gateway: Gateway, keys: Keys, suffix: str) -> list[str]:
-    return [gateway.base_url + suffix, keys.good, keys.without_credit, keys.one_request_per_minute]
+@pytest.fixture
+def checked(gateway: Gateway) -> Iterator[CheckingProxy]:
+    """The gateway behind a proxy that holds every answer to the rules."""
+    with CheckingProxy(gateway.base_url) as proxy:
+        yield proxy
+        assert proxy.answers > 0
+        assert proxy.streams > 0
+
+
+def _arguments(checked: CheckingProxy, keys: Keys, suffix: str) -> list[str]:
+    return [checked.base_url + suffix, keys.good, keys.without_credit, keys.one_request_per_minute]
 
 
 def _slow_account_is_fresh(gateway: Gateway, keys: Keys) -> Keys:
@@ -79,9 +90,9 @@ def _slow_account_is_fresh(gateway: Gateway, keys: Keys) -> Keys:
 
 @pytest.mark.parametrize("suffix", [pytest.param("", id="plain base URL"), pytest.param("/v1", id="base URL with v1")])
 @pytest.mark.parametrize("package", ["anthropic==2.12.0", "anthropic==0.79.0"])
-def test_anthropic_for_python(gateway: Gateway, keys: Keys, package: str, suffix: str) -> None:
+def test_anthropic_for_python(gateway: Gateway, checked: CheckingProxy, keys: Keys, package: str, suffix: str) -> None:
     python = Path(sys.executable) if package == "anthropic==2.12.0" else _python_with(package)
-    arguments = _arguments(gateway, _slow_account_is_fresh(gateway, keys), suffix)
+    arguments = _arguments(checked, _slow_account_is_fresh(gateway, keys), suffix)
 
     said = _run(python, HERE / "anthropic_python.py", *arguments)
 
@@ -89,9 +100,9 @@ def test_anthropic_for_python(gateway: Gateway, keys: Keys, package: str, suffix
 
 
 @pytest.mark.parametrize("package", ["openai==3.54.0", "openai==1.109.1"])
-def test_openai_for_python(gateway: Gateway, keys: Keys, package: str) -> None:
+def test_openai_for_python(gateway: Gateway, checked: CheckingProxy, keys: Keys, package: str) -> None:
     python = Path(sys.executable) if package == "openai==3.54.0" else _python_with(package)
-    arguments = _arguments(gateway, _slow_account_is_fresh(gateway, keys), "/v1")
+    arguments = _arguments(checked, _slow_account_is_fresh(gateway, keys), "/v1")
 
     said = _run(python, HERE / "openai_python.py", *arguments)
 
@@ -99,19 +110,19 @@ def test_openai_for_python(gateway: Gateway, keys: Keys, package: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [pytest.param("", id="plain base URL"), pytest.param("/v1", id="base URL with v1")])
-def test_anthropic_for_node(gateway: Gateway, keys: Keys, suffix: str) -> None:
+def test_anthropic_for_node(gateway: Gateway, checked: CheckingProxy, keys: Keys, suffix: str) -> None:
     home = _node_with("@anthropic-ai/sdk@1.12.0")
     script = shutil.copy(HERE / "anthropic_node.mjs", home)
 
-    said = _run("node", script, *_arguments(gateway, _slow_account_is_fresh(gateway, keys), suffix))
+    said = _run("node", script, *_arguments(checked, _slow_account_is_fresh(gateway, keys), suffix))
 
     assert json.loads(said)["ok"]
 
 
-def test_openai_for_node(gateway: Gateway, keys: Keys) -> None:
+def test_openai_for_node(gateway: Gateway, checked: CheckingProxy, keys: Keys) -> None:
     home = _node_with("openai@6.49.0")
     script = shutil.copy(HERE / "openai_node.mjs", home)
 
-    said = _run("node", script, *_arguments(gateway, _slow_account_is_fresh(gateway, keys), "/v1"))
+    said = _run("node", script, *_arguments(checked, _slow_account_is_fresh(gateway, keys), "/v1"))
 
     assert json.loads(said)["ok"]
