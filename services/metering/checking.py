@@ -125,14 +125,17 @@ def _recomputed(call: AuditedCall, books: Mapping[str, PriceBook]) -> Charge | s
         return f"cannot be charged: {error}"
 
 
-def _to_post(call: AuditedCall) -> tuple[str, str, int, str, str]:
+def _to_post(call: AuditedCall) -> tuple[str, str, int, str, str, int]:
     event, charge = call.record.event, call.record.charge
+    assert call.transfer is not None
+    attempt = event.attempt if call.transfer.attempt else 0  # an entry of an early release names none
     sides = customer_account(event.account_id), revenue_account(event.profile)
-    return (*sides, charge.nano_usd, charge.rule, ",".join(charge.flags))
+    return (*sides, charge.nano_usd, charge.rule, ",".join(charge.flags), attempt)
 
 
-def _posted(transfer: Transfer) -> tuple[str, str, int, str, str]:
-    return transfer.debit, transfer.credit, transfer.amount_nano_usd, transfer.rule, transfer.flags
+def _posted(transfer: Transfer) -> tuple[str, str, int, str, str, int]:
+    sides = transfer.debit, transfer.credit
+    return *sides, transfer.amount_nano_usd, transfer.rule, transfer.flags, transfer.attempt
 
 
 def _text(charge: Charge) -> str:

@@ -69,6 +69,7 @@ class Transfer(NamedTuple):
     flags: str  # comma-separated
     reference: str | None
     posted_at_us: int
+    attempt: int = 0  # of a charge: the one that served
 
 
 def customer_account(account_id: str) -> str:

@@ -360,6 +360,7 @@ def entry_to_pb(transfer: Transfer, account_id: str) -> ledger_pb.Entry:
         posted_at=timestamp(transfer.posted_at_us),
         flags=transfer.flags.split(",") if transfer.flags else (),
         reference=transfer.reference or "",
+        attempt=transfer.attempt,
     )
 
 

@@ -152,6 +152,7 @@ def _move(transaction: LedgerTransaction, event: UsageEvent, charge: charging.Ch
         ",".join(charge.flags),
         None,
         moment.now_us,
+        event.attempt,
     )
     transaction.add_transfer(transfer, event.account_id)
 

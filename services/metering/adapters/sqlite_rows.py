@@ -24,7 +24,7 @@ _USAGE_COLUMNS = (
     f"price_book_version, ending, {_classes('reported')}, {_classes('delivered')}, upstream_accepted, held_nano_usd, "
     f"started_at_us, ended_at_us, rule, {CHARGED_COLUMNS}, charged_nano_usd, flags, recorded_at_us"
 )
-TRANSFER_COLUMNS = "transfer_id, debit, credit, amount_nano_usd, call_id, rule, flags, reference, posted_at_us"
+TRANSFER_COLUMNS = "transfer_id, debit, credit, amount_nano_usd, call_id, rule, flags, reference, posted_at_us, attempt"
 _USAGE_WIDTH = _USAGE_COLUMNS.count(",") + 1
 _TRANSFER_WIDTH = len(Transfer._fields)
 

@@ -7,8 +7,8 @@ import functools
 import io
 from pathlib import Path
 
-HEAD = "0003"
-SERVED = frozenset({"0003"})
+HEAD = "0004"
+SERVED = frozenset({"0004"})
 """Revisions that this release can serve. A revision first expands (old and new code run on it) and ships one release
 before the code that needs it; what nothing uses any more is contracted one release later."""
 
@@ -17,7 +17,7 @@ class UnknownSchemaError(Exception):
     """The database is not a ledger of a version that this code knows."""
 
 
-_UPGRADED = frozenset({"0001", "0002"})
+_UPGRADED = frozenset({"0001", "0002", "0003"})
 """Revisions that this release brings to `HEAD` when it starts."""
 
 

@@ -26,15 +26,15 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from mws.common.v1 import token_usage_pb2 as mws_dot_common_dot_v1_dot_token__usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$mws/metering/v1/ledger_service.proto\x12\x0fmws.metering.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fmws/common/v1/token_usage.proto\"\'\n\x11GetBalanceRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\"\x8d\x01\n\x12GetBalanceResponse\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x18\n\x10\x62\x61lance_nano_usd\x18\x02 \x01(\x03\x12\x1e\n\x16lifetime_paid_nano_usd\x18\x03 \x01(\x03\x12\x1c\n\x14promotional_nano_usd\x18\x04 \x01(\x03\x12\x0b\n\x03seq\x18\x05 \x01(\x03\"`\n\x12ListEntriesRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x04 \x01(\t\"W\n\x13ListEntriesResponse\x12\'\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x16.mws.metering.v1.Entry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xcb\x01\n\x05\x45ntry\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12\x17\n\x0f\x61mount_nano_usd\x18\x03 \x01(\x03\x12\x13\n\x0b\x63ounterpart\x18\x04 \x01(\t\x12\x0c\n\x04rule\x18\x05 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x06 \x01(\t\x12-\n\tposted_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x66lags\x18\x08 \x03(\t\x12\x11\n\treference\x18\t \x01(\t\"\xb6\x01\n\x13GrantCreditsRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\x12\x17\n\x0f\x61mount_nano_usd\x18\x03 \x01(\x03\x12)\n\x04kind\x18\x04 \x01(\x0e\x32\x1b.mws.metering.v1.CreditKind\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"m\n\x14GrantCreditsResponse\x12%\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x16.mws.metering.v1.Entry\x12\x18\n\x10\x62\x61lance_nano_usd\x18\x02 \x01(\x03\x12\x14\n\x0ctier_pending\x18\x03 \x01(\x08\"\\\n\x14RefundCreditsRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\x12\x17\n\x0f\x61mount_nano_usd\x18\x03 \x01(\x03\"n\n\x15RefundCreditsResponse\x12%\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x16.mws.metering.v1.Entry\x12\x18\n\x10\x62\x61lance_nano_usd\x18\x02 \x01(\x03\x12\x14\n\x0ctier_pending\x18\x03 \x01(\x08\"m\n\x13\x43orrectEntryRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\x12\x10\n\x08\x65ntry_id\x18\x03 \x01(\t\x12\x17\n\x0f\x61mount_nano_usd\x18\x04 \x01(\x03\"m\n\x14\x43orrectEntryResponse\x12%\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x16.mws.metering.v1.Entry\x12\x18\n\x10\x62\x61lance_nano_usd\x18\x02 \x01(\x03\x12\x14\n\x0ctier_pending\x18\x03 \x01(\x08\"O\n\x12ListCreditsRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"u\n\x13ListCreditsResponse\x12(\n\x07\x63redits\x18\x01 \x03(\x0b\x32\x17.mws.metering.v1.Credit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x1b\n\x13refundable_nano_usd\x18\x03 \x01(\x03\"\xf7\x01\n\x06\x43redit\x12%\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x16.mws.metering.v1.Entry\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.mws.metering.v1.CreditKind\x12.\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x12remaining_nano_usd\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x1a\n\x12\x63orrected_nano_usd\x18\x05 \x01(\x03\x12\x17\n\x0fidempotency_key\x18\x06 \x01(\tB\x15\n\x13_remaining_nano_usd\"U\n\x18ListBalanceEventsRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"c\n\x19ListBalanceEventsResponse\x12-\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1d.mws.metering.v1.BalanceEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x89\x01\n\x0c\x42\x61lanceEvent\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x1a\n\x12threshold_nano_usd\x18\x02 \x01(\x03\x12\x18\n\x10\x62\x61lance_nano_usd\x18\x03 \x01(\x03\x12/\n\x0boccurred_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"8\n\x13GetStatementRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\r\n\x05month\x18\x02 \x01(\t\"\xb7\x02\n\x14GetStatementResponse\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\r\n\x05month\x18\x02 \x01(\t\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10opening_nano_usd\x18\x05 \x01(\x03\x12/\n\x07\x63redits\x18\x06 \x03(\x0b\x32\x1e.mws.metering.v1.StatementLine\x12/\n\x07\x63harges\x18\x07 \x03(\x0b\x32\x1e.mws.metering.v1.StatementLine\x12\x18\n\x10\x63losing_nano_usd\x18\x08 \x01(\x03\x12\x10\n\x08is_final\x18\t \x01(\x08\"q\n\rStatementLine\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x17\n\x0f\x61mount_nano_usd\x18\x03 \x01(\x03\x12*\n\x07\x63harged\x18\x04 \x01(\x0b\x32\x19.mws.common.v1.TokenUsage\"(\n\x12\x43heckLedgerRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\"\x9e\x01\n\x13\x43heckLedgerResponse\x12\x19\n\x11\x63hecked_transfers\x18\x01 \x01(\x03\x12\x18\n\x10\x63hecked_accounts\x18\x02 \x01(\x03\x12\x1c\n\x14\x63hecked_usage_events\x18\x03 \x01(\x03\x12\x34\n\nviolations\x18\x04 \x03(\x0b\x32 .mws.metering.v1.LedgerViolation\"D\n\x0fLedgerViolation\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12\x13\n\x0bresource_id\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t*v\n\nCreditKind\x12\x1b\n\x17\x43REDIT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43REDIT_KIND_PURCHASE\x10\x01\x12\x19\n\x15\x43REDIT_KIND_PROMOTION\x10\x02\x12\x16\n\x12\x43REDIT_KIND_REFUND\x10\x03\x32\xd7\x06\n\rLedgerService\x12U\n\nGetBalance\x12\".mws.metering.v1.GetBalanceRequest\x1a#.mws.metering.v1.GetBalanceResponse\x12X\n\x0bListEntries\x12#.mws.metering.v1.ListEntriesRequest\x1a$.mws.metering.v1.ListEntriesResponse\x12[\n\x0cGrantCredits\x12$.mws.metering.v1.GrantCreditsRequest\x1a%.mws.metering.v1.GrantCreditsResponse\x12^\n\rRefundCredits\x12%.mws.metering.v1.RefundCreditsRequest\x1a&.mws.metering.v1.RefundCreditsResponse\x12[\n\x0c\x43orrectEntry\x12$.mws.metering.v1.CorrectEntryRequest\x1a%.mws.metering.v1.CorrectEntryResponse\x12X\n\x0bListCredits\x12#.mws.metering.v1.ListCreditsRequest\x1a$.mws.metering.v1.ListCreditsResponse\x12j\n\x11ListBalanceEvents\x12).mws.metering.v1.ListBalanceEventsRequest\x1a*.mws.metering.v1.ListBalanceEventsResponse\x12[\n\x0cGetStatement\x12$.mws.metering.v1.GetStatementRequest\x1a%.mws.metering.v1.GetStatementResponse\x12X\n\x0b\x43heckLedger\x12#.mws.metering.v1.CheckLedgerRequest\x1a$.mws.metering.v1.CheckLedgerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$mws/metering/v1/ledger_service.proto\x12\x0fmws.metering.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fmws/common/v1/token_usage.proto\"\'\n\x11GetBalanceRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\"\x8d\x01\n\x12GetBalanceResponse\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x18\n\x10\x62\x61lance_nano_usd\x18\x02 \x01(\x03\x12\x1e\n\x16lifetime_paid_nano_usd\x18\x03 \x01(\x03\x12\x1c\n\x14promotional_nano_usd\x18\x04 \x01(\x03\x12\x0b\n\x03seq\x18\x05 \x01(\x03\"`\n\x12ListEntriesRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x04 \x01(\t\"W\n\x13ListEntriesResponse\x12\'\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x16.mws.metering.v1.Entry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xdc\x01\n\x05\x45ntry\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12\x17\n\x0f\x61mount_nano_usd\x18\x03 \x01(\x03\x12\x13\n\x0b\x63ounterpart\x18\x04 \x01(\t\x12\x0c\n\x04rule\x18\x05 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x06 \x01(\t\x12-\n\tposted_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x66lags\x18\x08 \x03(\t\x12\x11\n\treference\x18\t \x01(\t\x12\x0f\n\x07\x61ttempt\x18\n \x01(\x05\"\xb6\x01\n\x13GrantCreditsRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\x12\x17\n\x0f\x61mount_nano_usd\x18\x03 \x01(\x03\x12)\n\x04kind\x18\x04 \x01(\x0e\x32\x1b.mws.metering.v1.CreditKind\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"m\n\x14GrantCreditsResponse\x12%\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x16.mws.metering.v1.Entry\x12\x18\n\x10\x62\x61lance_nano_usd\x18\x02 \x01(\x03\x12\x14\n\x0ctier_pending\x18\x03 \x01(\x08\"\\\n\x14RefundCreditsRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\x12\x17\n\x0f\x61mount_nano_usd\x18\x03 \x01(\x03\"n\n\x15RefundCreditsResponse\x12%\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x16.mws.metering.v1.Entry\x12\x18\n\x10\x62\x61lance_nano_usd\x18\x02 \x01(\x03\x12\x14\n\x0ctier_pending\x18\x03 \x01(\x08\"m\n\x13\x43orrectEntryRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\x12\x10\n\x08\x65ntry_id\x18\x03 \x01(\t\x12\x17\n\x0f\x61mount_nano_usd\x18\x04 \x01(\x03\"m\n\x14\x43orrectEntryResponse\x12%\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x16.mws.metering.v1.Entry\x12\x18\n\x10\x62\x61lance_nano_usd\x18\x02 \x01(\x03\x12\x14\n\x0ctier_pending\x18\x03 \x01(\x08\"O\n\x12ListCreditsRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"u\n\x13ListCreditsResponse\x12(\n\x07\x63redits\x18\x01 \x03(\x0b\x32\x17.mws.metering.v1.Credit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x1b\n\x13refundable_nano_usd\x18\x03 \x01(\x03\"\xf7\x01\n\x06\x43redit\x12%\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x16.mws.metering.v1.Entry\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.mws.metering.v1.CreditKind\x12.\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x12remaining_nano_usd\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x1a\n\x12\x63orrected_nano_usd\x18\x05 \x01(\x03\x12\x17\n\x0fidempotency_key\x18\x06 \x01(\tB\x15\n\x13_remaining_nano_usd\"U\n\x18ListBalanceEventsRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"c\n\x19ListBalanceEventsResponse\x12-\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1d.mws.metering.v1.BalanceEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x89\x01\n\x0c\x42\x61lanceEvent\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x1a\n\x12threshold_nano_usd\x18\x02 \x01(\x03\x12\x18\n\x10\x62\x61lance_nano_usd\x18\x03 \x01(\x03\x12/\n\x0boccurred_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"8\n\x13GetStatementRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\r\n\x05month\x18\x02 \x01(\t\"\xb7\x02\n\x14GetStatementResponse\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\r\n\x05month\x18\x02 \x01(\t\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10opening_nano_usd\x18\x05 \x01(\x03\x12/\n\x07\x63redits\x18\x06 \x03(\x0b\x32\x1e.mws.metering.v1.StatementLine\x12/\n\x07\x63harges\x18\x07 \x03(\x0b\x32\x1e.mws.metering.v1.StatementLine\x12\x18\n\x10\x63losing_nano_usd\x18\x08 \x01(\x03\x12\x10\n\x08is_final\x18\t \x01(\x08\"q\n\rStatementLine\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x17\n\x0f\x61mount_nano_usd\x18\x03 \x01(\x03\x12*\n\x07\x63harged\x18\x04 \x01(\x0b\x32\x19.mws.common.v1.TokenUsage\"(\n\x12\x43heckLedgerRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\"\x9e\x01\n\x13\x43heckLedgerResponse\x12\x19\n\x11\x63hecked_transfers\x18\x01 \x01(\x03\x12\x18\n\x10\x63hecked_accounts\x18\x02 \x01(\x03\x12\x1c\n\x14\x63hecked_usage_events\x18\x03 \x01(\x03\x12\x34\n\nviolations\x18\x04 \x03(\x0b\x32 .mws.metering.v1.LedgerViolation\"D\n\x0fLedgerViolation\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12\x13\n\x0bresource_id\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t*v\n\nCreditKind\x12\x1b\n\x17\x43REDIT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43REDIT_KIND_PURCHASE\x10\x01\x12\x19\n\x15\x43REDIT_KIND_PROMOTION\x10\x02\x12\x16\n\x12\x43REDIT_KIND_REFUND\x10\x03\x32\xd7\x06\n\rLedgerService\x12U\n\nGetBalance\x12\".mws.metering.v1.GetBalanceRequest\x1a#.mws.metering.v1.GetBalanceResponse\x12X\n\x0bListEntries\x12#.mws.metering.v1.ListEntriesRequest\x1a$.mws.metering.v1.ListEntriesResponse\x12[\n\x0cGrantCredits\x12$.mws.metering.v1.GrantCreditsRequest\x1a%.mws.metering.v1.GrantCreditsResponse\x12^\n\rRefundCredits\x12%.mws.metering.v1.RefundCreditsRequest\x1a&.mws.metering.v1.RefundCreditsResponse\x12[\n\x0c\x43orrectEntry\x12$.mws.metering.v1.CorrectEntryRequest\x1a%.mws.metering.v1.CorrectEntryResponse\x12X\n\x0bListCredits\x12#.mws.metering.v1.ListCreditsRequest\x1a$.mws.metering.v1.ListCreditsResponse\x12j\n\x11ListBalanceEvents\x12).mws.metering.v1.ListBalanceEventsRequest\x1a*.mws.metering.v1.ListBalanceEventsResponse\x12[\n\x0cGetStatement\x12$.mws.metering.v1.GetStatementRequest\x1a%.mws.metering.v1.GetStatementResponse\x12X\n\x0b\x43heckLedger\x12#.mws.metering.v1.CheckLedgerRequest\x1a$.mws.metering.v1.CheckLedgerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mws.metering.v1.ledger_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CREDITKIND']._serialized_start=2963
-  _globals['_CREDITKIND']._serialized_end=3081
+  _globals['_CREDITKIND']._serialized_start=2980
+  _globals['_CREDITKIND']._serialized_end=3098
   _globals['_GETBALANCEREQUEST']._serialized_start=123
   _globals['_GETBALANCEREQUEST']._serialized_end=162
   _globals['_GETBALANCERESPONSE']._serialized_start=165
@@ -44,43 +44,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTENTRIESRESPONSE']._serialized_start=406
   _globals['_LISTENTRIESRESPONSE']._serialized_end=493
   _globals['_ENTRY']._serialized_start=496
-  _globals['_ENTRY']._serialized_end=699
-  _globals['_GRANTCREDITSREQUEST']._serialized_start=702
-  _globals['_GRANTCREDITSREQUEST']._serialized_end=884
-  _globals['_GRANTCREDITSRESPONSE']._serialized_start=886
-  _globals['_GRANTCREDITSRESPONSE']._serialized_end=995
-  _globals['_REFUNDCREDITSREQUEST']._serialized_start=997
-  _globals['_REFUNDCREDITSREQUEST']._serialized_end=1089
-  _globals['_REFUNDCREDITSRESPONSE']._serialized_start=1091
-  _globals['_REFUNDCREDITSRESPONSE']._serialized_end=1201
-  _globals['_CORRECTENTRYREQUEST']._serialized_start=1203
-  _globals['_CORRECTENTRYREQUEST']._serialized_end=1312
-  _globals['_CORRECTENTRYRESPONSE']._serialized_start=1314
-  _globals['_CORRECTENTRYRESPONSE']._serialized_end=1423
-  _globals['_LISTCREDITSREQUEST']._serialized_start=1425
-  _globals['_LISTCREDITSREQUEST']._serialized_end=1504
-  _globals['_LISTCREDITSRESPONSE']._serialized_start=1506
-  _globals['_LISTCREDITSRESPONSE']._serialized_end=1623
-  _globals['_CREDIT']._serialized_start=1626
-  _globals['_CREDIT']._serialized_end=1873
-  _globals['_LISTBALANCEEVENTSREQUEST']._serialized_start=1875
-  _globals['_LISTBALANCEEVENTSREQUEST']._serialized_end=1960
-  _globals['_LISTBALANCEEVENTSRESPONSE']._serialized_start=1962
-  _globals['_LISTBALANCEEVENTSRESPONSE']._serialized_end=2061
-  _globals['_BALANCEEVENT']._serialized_start=2064
-  _globals['_BALANCEEVENT']._serialized_end=2201
-  _globals['_GETSTATEMENTREQUEST']._serialized_start=2203
-  _globals['_GETSTATEMENTREQUEST']._serialized_end=2259
-  _globals['_GETSTATEMENTRESPONSE']._serialized_start=2262
-  _globals['_GETSTATEMENTRESPONSE']._serialized_end=2573
-  _globals['_STATEMENTLINE']._serialized_start=2575
-  _globals['_STATEMENTLINE']._serialized_end=2688
-  _globals['_CHECKLEDGERREQUEST']._serialized_start=2690
-  _globals['_CHECKLEDGERREQUEST']._serialized_end=2730
-  _globals['_CHECKLEDGERRESPONSE']._serialized_start=2733
-  _globals['_CHECKLEDGERRESPONSE']._serialized_end=2891
-  _globals['_LEDGERVIOLATION']._serialized_start=2893
-  _globals['_LEDGERVIOLATION']._serialized_end=2961
-  _globals['_LEDGERSERVICE']._serialized_start=3084
-  _globals['_LEDGERSERVICE']._serialized_end=3939
+  _globals['_ENTRY']._serialized_end=716
+  _globals['_GRANTCREDITSREQUEST']._serialized_start=719
+  _globals['_GRANTCREDITSREQUEST']._serialized_end=901
+  _globals['_GRANTCREDITSRESPONSE']._serialized_start=903
+  _globals['_GRANTCREDITSRESPONSE']._serialized_end=1012
+  _globals['_REFUNDCREDITSREQUEST']._serialized_start=1014
+  _globals['_REFUNDCREDITSREQUEST']._serialized_end=1106
+  _globals['_REFUNDCREDITSRESPONSE']._serialized_start=1108
+  _globals['_REFUNDCREDITSRESPONSE']._serialized_end=1218
+  _globals['_CORRECTENTRYREQUEST']._serialized_start=1220
+  _globals['_CORRECTENTRYREQUEST']._serialized_end=1329
+  _globals['_CORRECTENTRYRESPONSE']._serialized_start=1331
+  _globals['_CORRECTENTRYRESPONSE']._serialized_end=1440
+  _globals['_LISTCREDITSREQUEST']._serialized_start=1442
+  _globals['_LISTCREDITSREQUEST']._serialized_end=1521
+  _globals['_LISTCREDITSRESPONSE']._serialized_start=1523
+  _globals['_LISTCREDITSRESPONSE']._serialized_end=1640
+  _globals['_CREDIT']._serialized_start=1643
+  _globals['_CREDIT']._serialized_end=1890
+  _globals['_LISTBALANCEEVENTSREQUEST']._serialized_start=1892
+  _globals['_LISTBALANCEEVENTSREQUEST']._serialized_end=1977
+  _globals['_LISTBALANCEEVENTSRESPONSE']._serialized_start=1979
+  _globals['_LISTBALANCEEVENTSRESPONSE']._serialized_end=2078
+  _globals['_BALANCEEVENT']._serialized_start=2081
+  _globals['_BALANCEEVENT']._serialized_end=2218
+  _globals['_GETSTATEMENTREQUEST']._serialized_start=2220
+  _globals['_GETSTATEMENTREQUEST']._serialized_end=2276
+  _globals['_GETSTATEMENTRESPONSE']._serialized_start=2279
+  _globals['_GETSTATEMENTRESPONSE']._serialized_end=2590
+  _globals['_STATEMENTLINE']._serialized_start=2592
+  _globals['_STATEMENTLINE']._serialized_end=2705
+  _globals['_CHECKLEDGERREQUEST']._serialized_start=2707
+  _globals['_CHECKLEDGERREQUEST']._serialized_end=2747
+  _globals['_CHECKLEDGERRESPONSE']._serialized_start=2750
+  _globals['_CHECKLEDGERRESPONSE']._serialized_end=2908
+  _globals['_LEDGERVIOLATION']._serialized_start=2910
+  _globals['_LEDGERVIOLATION']._serialized_end=2978
+  _globals['_LEDGERSERVICE']._serialized_start=3101
+  _globals['_LEDGERSERVICE']._serialized_end=3956
 # @@protoc_insertion_point(module_scope)

@@ -186,6 +186,7 @@ class Entry(_message.Message):
     POSTED_AT_FIELD_NUMBER: _builtins.int
     FLAGS_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     entry_id: _builtins.str
     """UUIDv7 text."""
     account_id: _builtins.str
@@ -202,6 +203,8 @@ class Entry(_message.Message):
     """The call. Empty: not a call."""
     reference: _builtins.str
     """What it refers to: the entry that it corrects or the promotion that it ends; the provider's receipt for a purchase or a refund."""
+    attempt: _builtins.int
+    """The attempt that served the call, as in its usage record. 0: not a charge."""
     @_builtins.property
     def posted_at(self) -> _timestamp_pb2.Timestamp:
         """When it was posted."""
@@ -222,10 +225,11 @@ class Entry(_message.Message):
         posted_at: _timestamp_pb2.Timestamp | None = ...,
         flags: _abc.Iterable[_builtins.str] | None = ...,
         reference: _builtins.str = ...,
+        attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["posted_at", b"posted_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_nano_usd", b"amount_nano_usd", "call_id", b"call_id", "counterpart", b"counterpart", "entry_id", b"entry_id", "flags", b"flags", "posted_at", b"posted_at", "reference", b"reference", "rule", b"rule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_nano_usd", b"amount_nano_usd", "attempt", b"attempt", "call_id", b"call_id", "counterpart", b"counterpart", "entry_id", b"entry_id", "flags", b"flags", "posted_at", b"posted_at", "reference", b"reference", "rule", b"rule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
