@@ -8,6 +8,7 @@ import hashlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from mws.common.v1 import token_usage_pb2
@@ -34,7 +35,7 @@ from services.runtime.errors import (
 )
 
 T = TypeVar("T")
-LARGE_BODY_BYTES = 4 << 20
+LARGE_BODY_BYTES = 1 << 20
 _IDEMPOTENCY_KEY_MAX = 255
 
 
@@ -107,10 +108,11 @@ class Pipeline:
     async def ask(self, exchange: Exchange, digest: bytes, read: Callable[[bytes], Ask]) -> tuple[Ask, bytes]:
         """The request, read; and its body."""
         body = await self.read_body(exchange, digest)
-        if len(body) > LARGE_BODY_BYTES:
-            async with self._large_body:  # decoding does not yield: large bodies queue, and others get a turn between
-                await asyncio.sleep(0)
-        return await self.parse(exchange, digest, lambda: read(body)), body
+        if len(body) <= LARGE_BODY_BYTES:
+            return await self.parse(exchange, digest, lambda: read(body)), body
+        async with self._large_body:  # one at a time, and in a thread, so that streams go on meanwhile
+            outcome = await asyncio.to_thread(_read_ahead, read, body)
+        return await self.parse(exchange, digest, outcome), body
 
     async def follow(self, exchange: Exchange, call: "UnaryCall[T]") -> T:
         """A call's response; the call is cancelled when the client leaves."""
@@ -200,3 +202,16 @@ class Pipeline:
         fold = shape.fold(head, ask)
         fold.feed([end])
         await exchange.respond(200, fold.reply(), [])
+
+
+def _read_ahead(read: Callable[[bytes], Ask], body: bytes) -> Callable[[], Ask]:
+    """What reading the body comes to, for whoever asks later."""
+    try:
+        ask = read(body)
+    except BadFieldError as error:
+        return partial(_refuse, error)
+    return lambda: ask
+
+
+def _refuse(error: BadFieldError) -> Ask:
+    raise error

@@ -3,7 +3,7 @@
 Owns that translation; refuses to judge the order of blocks, which an upstream knows better.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -202,6 +202,7 @@ def _tool_use(new: pb.ContentBlock, block: schema.ToolUseParam, path: Path) -> N
     _keep(new, caller=block.caller, toolset_name=block.toolset_name)
 
 
+_PARTS_MAX = 10_000
 _IN_RESULTS = ("text", "image", "document", "opaque")
 
 
@@ -215,15 +216,21 @@ def _tool_result(new: pb.ContentBlock, block: schema.ToolResultParam | schema.Lo
         if block.content:
             result.content.add().text.text = block.content
     elif block.content:
-        for index, part in enumerate(block.content):
-            place = (*path, "content", index)
-            if isinstance(part, Raw):
-                add_block_tolerantly(result.content, part, place)
-                if result.content and result.content[-1].WhichOneof("kind") not in _IN_RESULTS:
-                    raise bad_value((*place, "type"), "This block has no place in a tool_result")
-            else:
-                add_block(result.content, part, place)
+        _add_parts(result, block.content, path)
     _keep(new, toolset_name=block.toolset_name)
+
+
+def _add_parts(result: pb.ToolResultBlock, parts: "Sequence[msgspec.Struct] | Sequence[Raw]", path: Path) -> None:
+    if len(parts) > _PARTS_MAX:
+        raise bad_value((*path, "content"), f"at most {_PARTS_MAX} blocks are accepted")
+    for index, part in enumerate(parts):
+        place = (*path, "content", index)
+        if isinstance(part, Raw):
+            add_block_tolerantly(result.content, part, place)
+            if result.content and result.content[-1].WhichOneof("kind") not in _IN_RESULTS:
+                raise bad_value((*place, "type"), "This block has no place in a tool_result")
+        else:
+            add_block(result.content, part, place)
 
 
 _SAID = (pb.ROLE_USER, pb.ROLE_ASSISTANT)

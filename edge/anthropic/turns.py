@@ -22,6 +22,7 @@ _ROLES = {
     "ctx": pb.ROLE_USER,  # stray roles of some Claude Code builds
     "msg": pb.ROLE_USER,
 }
+_BLOCKS_MAX = 100_000  # in all turns; nobody writes more, and each costs everyone time
 Turn = schema.MessageParam | schema.LooseMessage
 
 
@@ -31,6 +32,7 @@ class Turns:
     def __init__(self, generation: pb.Generation) -> None:
         self._generation = generation
         self._at = -1
+        self._blocks_left = _BLOCKS_MAX
         self._passing: list[int] = []  # system messages that the next turn of the user ends
         self._effort = ""  # of the turn that is being answered, if a system message says so
 
@@ -70,6 +72,9 @@ class Turns:
             raise bad_value(("messages", self._at, "content"), "user messages must have non-empty content")
 
     def _add_blocks(self, message: pb.Message, blocks: "Sequence[schema.BlockParam] | Sequence[Raw]") -> None:
+        self._blocks_left -= len(blocks)
+        if self._blocks_left < 0:
+            raise bad_value(("messages", self._at, "content"), f"at most {_BLOCKS_MAX} blocks are accepted")
         for index, block in enumerate(blocks):
             path = ("messages", self._at, "content", index)
             if isinstance(block, Raw):

@@ -420,3 +420,11 @@ def test_every_member_has_a_row_in_the_document() -> None:
     rows = {name for line in section.splitlines() if line.startswith("|") for name in re.findall(r"`([a-z_]+)", line)}
 
     assert set(MessagesRequest.__struct_encode_fields__) <= rows
+
+
+def test_blocks_are_bounded() -> None:
+    half = {"role": "user", "content": [T] * 50_001}
+    result = {"type": "tool_result", "tool_use_id": "t", "content": [T] * 10_001}
+
+    assert fault(messages=[half, half]) == "messages.1.content: at most 100000 blocks are accepted"
+    assert fault(messages=said(result)) == "messages.0.content.0.tool_result.content: at most 10000 blocks are accepted"
