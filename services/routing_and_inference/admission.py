@@ -12,6 +12,7 @@ import msgspec
 from mws.admission.v1 import admission_service_pb2 as pb
 from mws.common.v1 import limits_pb2
 from mws.common.v1.credential_pb2 import Credential
+from mws.common.v1.limits_pb2 import LimitsSnapshot
 
 from services.routing_and_inference import metrics
 from services.routing_and_inference.adapters.finisher import Finisher
@@ -27,7 +28,6 @@ from services.runtime.errors import (
     FieldViolation,
     GatewayError,
     HoldNotOpenError,
-    IdempotencyKeyReusedError,
     InvalidCredentialError,
     InvalidRequestError,
     MissingCredentialError,
@@ -99,6 +99,15 @@ def check_order(order: Order, now_us: int) -> None:
         raise InvalidRequestError(f"{violations[0].field}: {violations[0].description}", violations=violations)
 
 
+class AnsweredEarlierError(Exception):
+    """Another call of the same idempotency key has come to its end: nothing was taken, its answer is to be replayed."""
+
+    def __init__(self, account_id: str, limits: LimitsSnapshot) -> None:
+        super().__init__("answered earlier")
+        self.account_id = account_id
+        self.limits = limits
+
+
 class Admissions:
     """`runner` is this process's instance id, under which its holds are renewed."""
 
@@ -120,7 +129,7 @@ class Admissions:
         self._wall_us = wall_us
 
     async def open(self, order: Order, call: Call) -> OpenCall:
-        """Asks for a hold. Raises what the contract of `Generate` lists for a call that may not run."""
+        """Asks for a hold. Raises AnsweredEarlierError, and what the contract of `Generate` lists for a refusal."""
         try:
             check_order(order, self._wall_us())
         except InvalidRequestError as error:
@@ -133,9 +142,7 @@ class Admissions:
         profile = order.profile
         call.note(account_id=response.account_id, profile=profile.slug)
         if outcome == "replay":
-            raise IdempotencyKeyReusedError(
-                "the answer of the call with this idempotency key was not kept", details=[response.limits]
-            )
+            raise AnsweredEarlierError(response.account_id, response.limits)
         if outcome == "refused":
             raise _refusal(order, response)
         hold = response.admitted

@@ -9,9 +9,11 @@ from typing import Any
 from mws.common.v1.token_usage_pb2 import TokenUsage
 from mws.inference.v1 import generation_pb2 as pb
 from mws.inference.v1.generation_pb2 import GenerationEvent
+from mws.inference.v1.inference_service_pb2 import GenerateResponse
 
 from services.routing_and_inference.bounding import TextMeter, estimated_tokens, output_bound_tokens
 from services.routing_and_inference.ports import FailureKind, UpstreamFailure
+from services.routing_and_inference.replaying import Fold
 from services.routing_and_inference.rescue import Overlap, Said
 
 # The text of an event, as far as it counts as output.
@@ -28,9 +30,10 @@ _TEXT_OF: Mapping[str, Callable[[Any], str]] = {
 class Answer:
     """`begin` for every attempt, `take` for every batch of it."""
 
-    def __init__(self, estimated_input_tokens: int, *, is_streamed: bool) -> None:
+    def __init__(self, estimated_input_tokens: int, *, is_streamed: bool, fold: Fold | None = None) -> None:
         self._input_tokens = estimated_input_tokens
         self._is_streamed = is_streamed
+        self._fold = fold  # of an answer that is to be kept
         self.upstream = ""
         self.attempt = 0
         self.was_accepted = False
@@ -52,6 +55,7 @@ class Answer:
         self.finished = self._started = self._lead = None
         self.kept = []
         self.said = Said()
+        self._fold = None if self._fold is None else Fold()
         self._text = TextMeter()
         return self.attempt
 
@@ -95,6 +99,8 @@ class Answer:
             self._text.add(text)
         if self._is_streamed:
             self.said.note(kind, text)
+        if self._fold is not None:
+            self._fold.add(event)
 
     def require_end(self) -> None:
         """Raises UpstreamFailure if the upstream stopped without saying so."""
@@ -133,6 +139,17 @@ class Answer:
         usage.ClearField("output_tokens")
         usage.ClearField("reasoning_tokens")
         return usage
+
+    def whole(self) -> GenerateResponse | None:
+        """The whole answer in one response, for an answer that is to be kept and came to its end."""
+        if self._fold is None:
+            return None
+        response = GenerateResponse()
+        if self._started is not None:
+            response.events.append(self._started)
+        response.events.extend(self._fold.whole())
+        self.finish(response.events.add().finished, None)
+        return response
 
     def finish(self, finished: pb.Finished, charged_nano_usd: int | None) -> None:
         """Writes the end of the answer, for its caller: input and output are always counted."""

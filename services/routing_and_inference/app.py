@@ -8,7 +8,7 @@ import hashlib
 import random
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +38,10 @@ from services.routing_and_inference.fleet import Fleet
 from services.routing_and_inference.forward_servicer import ForwardServicer
 from services.routing_and_inference.forwarding import Forwarder
 from services.routing_and_inference.generation import Generator
+from services.routing_and_inference.keyed_calls import KeyedCalls
 from services.routing_and_inference.ports import Dialects
 from services.routing_and_inference.price_book import price_book_of
+from services.routing_and_inference.replaying import KeptAnswers
 from services.routing_and_inference.servicer import CatalogServicer, InferenceServicer, RoutingServicer
 from services.routing_and_inference.settings import Settings, secret_of
 from services.routing_and_inference.settlement import Settlement
@@ -77,6 +79,7 @@ class Service:
     prices: PriceRegistration
     fleet: Fleet
     current: CurrentCatalogue
+    outlive_callers: tuple[Callable[[], Awaitable[None]], ...]  # each waits for the calls that do
 
     async def adopt(self, catalogue: Catalogue) -> None:
         """Puts a catalogue into force, as soon as metering knows its prices."""
@@ -132,15 +135,17 @@ def wire(catalogue: Catalogue, outside: Outside, *, runner: str) -> Service:
     settlement = Settlement(recorder, leases, finisher, wall_us=wall_us)
     fleet = Fleet(profiles_of(catalogue), now_s=time.monotonic, wall_us=wall_us, random=random.random)
     generator = Generator(current, outside.dialects.generation, fleet, admissions, settlement)
-    unary_calls = UnaryCalls(current, outside.dialects, fleet, admissions, settlement)
+    answers = KeptAnswers(outside.metering)
+    keyed_calls = KeyedCalls(current, generator, answers)
+    unary_calls = UnaryCalls(current, outside.dialects, fleet, admissions, settlement, answers)
     forwarder = Forwarder(current, outside.dialects.native, fleet, admissions, settlement)
     table = MethodTable()
     registry: Any = table  # stands where generated code expects a server
-    add_InferenceServiceServicer_to_server(InferenceServicer(current, generator, unary_calls), registry)
+    add_InferenceServiceServicer_to_server(InferenceServicer(current, generator, keyed_calls, unary_calls), registry)
     add_ForwardServiceServicer_to_server(ForwardServicer(forwarder), registry)
     add_CatalogServiceServicer_to_server(CatalogServicer(current), registry)
     add_RoutingServiceServicer_to_server(RoutingServicer(fleet), registry)
-    return Service(table, recorder, finisher, leases, prices, fleet, current)
+    return Service(table, recorder, finisher, leases, prices, fleet, current, (keyed_calls.finish, unary_calls.finish))
 
 
 async def _serve(process: Process, service: Service, outside: Outside) -> None:
@@ -185,6 +190,11 @@ async def _auth_answers(outside: Outside) -> bool:
 
 async def _flush(service: Service, timeout_s: float) -> None:
     """Gets everything acknowledged before the process ends. What stays in the spool is on disk, for the next one."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await asyncio.gather(*(finish() for finish in service.outlive_callers))
+    except TimeoutError:
+        log.warning("keyed_calls.left_behind")
     if not await service.recorder.flush(timeout_s):
         log.warning("spool.left_behind", events=service.recorder.unsent)
     if not await service.finisher.flush(_FLUSH_FINISHES_S):

@@ -25,6 +25,7 @@ from services.routing_and_inference.fleet import Demand, Fleet
 from services.routing_and_inference.patience import Batches, first_content_within
 from services.routing_and_inference.ports import Upstream, UpstreamRequest
 from services.routing_and_inference.prompt import Prompt, drop_images, read_prompt
+from services.routing_and_inference.replaying import Fold, kept_form
 from services.routing_and_inference.rescue import Continuation, continuation
 from services.routing_and_inference.routing import head_of
 from services.routing_and_inference.settlement import (
@@ -44,7 +45,7 @@ from services.runtime.errors import GatewayError, UnimplementedError
 _EXTEND_BEFORE_TOKENS = 512  # so much of a slice is left when the next one is asked for
 
 
-class _Run(msgspec.Struct, eq=False):
+class Run(msgspec.Struct, eq=False):
     """One call that was admitted, from then to its end."""
 
     call: Call
@@ -81,7 +82,11 @@ class Generator:
         self, request: service_pb.GenerateRequest, call: Call
     ) -> AsyncIterator[service_pb.GenerateResponse]:
         """The answer's events, in the order of the contract. Adapts the request's generation in place."""
-        run = await self._open(request, call)
+        async for response in self.run(await self.open(request, call)):
+            yield response
+
+    async def run(self, run: Run) -> AsyncIterator[service_pb.GenerateResponse]:
+        """The answer of a call that was admitted."""
         try:
             response = service_pb.GenerateResponse()
             _write_admitted(run, response.events.add().admitted)
@@ -108,7 +113,8 @@ class Generator:
             await self._broke(run, error)
             raise
 
-    async def _open(self, request: service_pb.GenerateRequest, call: Call) -> _Run:
+    async def open(self, request: service_pb.GenerateRequest, call: Call) -> Run:
+        """Admits a call. Raises AnsweredEarlierError, and what the contract lists for a call that may not run."""
         try:
             profile = profile_for(self._current.catalogue, request.model, Kind.GENERATION)
             prompt = read_prompt(request.generation, has_vision=profile.capabilities.vision)
@@ -131,18 +137,22 @@ class Generator:
             max_output_tokens=profile.max_output_tokens,
         )
         opened = await self._admissions.open(order, call)
-        return _Run(
+        return Run(
             call=call,
             opened=opened,
             request=request,
             prompt=prompt,
-            answer=Answer(prompt.estimated_tokens, is_streamed=generation.stream),
+            answer=Answer(
+                prompt.estimated_tokens,
+                is_streamed=generation.stream,
+                fold=Fold() if request.idempotency_key else None,
+            ),
             attempts=Attempts(self._fleet, profile, _demand_of(opened, generation)),
             slice_end_tokens=order.bound.output_tokens if stated is None else None,
             is_streamed=generation.stream,
         )
 
-    async def _next(self, run: _Run) -> Batches:
+    async def _next(self, run: Run) -> Batches:
         """The next attempt's answer. Fails over until content has left, and never after."""
         answer, attempts = run.answer, run.attempts
         if answer.has_delivered:
@@ -152,7 +162,7 @@ class Generator:
             raise attempts.error(delivered=False)
         return self._attempt(run, target, answer.begin(target.name), run.request.generation)
 
-    async def _go_on(self, run: _Run) -> Batches:
+    async def _go_on(self, run: Run) -> Batches:
         """An attempt that goes on with what has left. Raises if nobody can do that with certainty."""
         answer, profile, generation = run.answer, run.opened.profile, run.request.generation
         if run.is_prefilled and run.attempts.was_rejected:  # the prefill is at fault, as far as anybody can tell
@@ -172,7 +182,7 @@ class Generator:
         run.is_prefilled = chosen.is_prefilled
         return self._attempt(run, target, answer.go_on(target.name, chosen.overlap), chosen.generation)
 
-    def _attempt(self, run: _Run, target: UpstreamTarget, number: int, generation: pb.Generation) -> Batches:
+    def _attempt(self, run: Run, target: UpstreamTarget, number: int, generation: pb.Generation) -> Batches:
         attempt = UpstreamRequest(
             call_id=run.opened.order.call_id,
             attempt=number,
@@ -187,7 +197,7 @@ class Generator:
             return first_content_within(batches, limit_s)
         return batches
 
-    def _take(self, run: _Run, batch: Sequence[GenerationEvent]) -> Sequence[GenerationEvent]:
+    def _take(self, run: Run, batch: Sequence[GenerationEvent]) -> Sequence[GenerationEvent]:
         had_delivered = run.answer.has_delivered
         events = run.answer.take(batch)
         if events and not had_delivered:
@@ -195,7 +205,7 @@ class Generator:
             metrics.first_content_s(run.opened.profile.slug).observe(now_s - run.call.started)
         return events
 
-    async def _covers(self, run: _Run, slice_end_tokens: int) -> bool:
+    async def _covers(self, run: Run, slice_end_tokens: int) -> bool:
         """Whether the hold covers what comes next; asks for another slice shortly before one is used up."""
         if run.answer.finished is not None or run.answer.bound_tokens + _EXTEND_BEFORE_TOKENS < slice_end_tokens:
             return True
@@ -208,7 +218,7 @@ class Generator:
 
     # ---- the end of a call ----
 
-    def _settle(self, run: _Run) -> Recorded:
+    def _settle(self, run: Run) -> Recorded:
         """The answer is whole, or was ended by the balance."""
         answer = run.answer
         if answer.is_balance_cut:
@@ -219,9 +229,10 @@ class Generator:
                 ending = RESCUED
             else:
                 ending = REFUSED if answer.finished.reason == pb.FINISH_REASON_REFUSAL else COMPLETE
-        return self._end(run, ending)
+        whole = answer.whole()
+        return self._end(run, ending, None if whole is None else kept_form(whole))
 
-    async def _broke(self, run: _Run, error: BaseException) -> None:
+    async def _broke(self, run: Run, error: BaseException) -> None:
         """Ends a call that did not come to its end."""
         if isinstance(error, GatewayError):
             await self._failed(run, error)
@@ -232,14 +243,14 @@ class Generator:
         else:  # a defect of ours
             self._end(run, ending_of_failure(delivered=run.answer.has_delivered))
 
-    async def _failed(self, run: _Run, error: GatewayError) -> None:
+    async def _failed(self, run: Run, error: GatewayError) -> None:
         """Adds to the error what its reader needs to know about money. Recorded before it leaves."""
         outcome = None
         if not run.is_settled:
             if run.attempts.made:
                 outcome = await self._end(run, ending_of_failure(delivered=run.answer.has_delivered))
             else:
-                self._void(run)
+                self.void(run)
         failure = pb.GenerationFailure(delivered=run.answer.has_delivered, attempts=run.attempts.made)
         if run.answer.has_delivered:
             failure.usage.CopyFrom(run.answer.delivered())
@@ -247,19 +258,20 @@ class Generator:
             failure.charged_nano_usd = charged
         error.details = (*error.details, run.opened.limits, failure)
 
-    def _left(self, run: _Run) -> None:
+    def _left(self, run: Run) -> None:
         """The caller is gone. Nothing here waits: it may not be waited for any more."""
         ending = ending_of_cancellation(run.call.cancel_reason, delivered=run.answer.has_delivered)
         if ending is None or not run.attempts.made:
-            self._void(run)
+            self.void(run)
         else:
             self._end(run, ending)
 
-    def _void(self, run: _Run) -> None:
+    def void(self, run: Run) -> None:
+        """The call need not run."""
         run.is_settled = True
         self._settlement.void(run.opened)
 
-    def _end(self, run: _Run, ending: "metering_pb.Ending.ValueType") -> Recorded:
+    def _end(self, run: Run, ending: "metering_pb.Ending.ValueType", kept: tuple[str, bytes] | None = None) -> Recorded:
         run.is_settled = True
         answer = run.answer
         ended = Ended(
@@ -269,6 +281,7 @@ class Generator:
             upstream=answer.upstream,
             attempt=answer.attempt,
             upstream_accepted=answer.was_accepted or run.attempts.was_accepted,
+            kept=kept,
         )
         usage = ended.reported or ended.delivered
         run.call.note(upstream=answer.upstream, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens)
@@ -299,7 +312,7 @@ def adapt(generation: pb.Generation, prompt: Prompt, profile: Profile) -> None:
         drop_images(generation)
 
 
-def _write_admitted(run: _Run, admitted: pb.Admitted) -> None:
+def _write_admitted(run: Run, admitted: pb.Admitted) -> None:
     opened, prompt = run.opened, run.prompt
     admitted.call_id = opened.order.call_id
     admitted.account_id = opened.hold.account_id

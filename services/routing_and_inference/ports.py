@@ -24,6 +24,7 @@ __all__ = [
     "EmbeddingResult",
     "EmbeddingUpstream",
     "FailureKind",
+    "Kept",
     "RankedDocument",
     "RerankRequest",
     "RerankResult",
@@ -125,6 +126,15 @@ class EmbeddingResult:
 
     vectors: Sequence[bytes]
     input_tokens: int | None  # None: not reported
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An answer that stands under an idempotency key: whose it is, what `message` is, and its bytes."""
+
+    call_id: str
+    form: str
+    message: bytes
 
 
 class EmbeddingUpstream(Protocol):

@@ -18,6 +18,7 @@ from services.routing_and_inference.catalog import Kind, Profile
 from services.routing_and_inference.current import CurrentCatalogue
 from services.routing_and_inference.fleet import Fleet, UpstreamState
 from services.routing_and_inference.generation import Generator, profile_for
+from services.routing_and_inference.keyed_calls import KeyedCalls
 from services.routing_and_inference.pages import page_of
 from services.routing_and_inference.prompt import read_prompt
 from services.routing_and_inference.unary_calls import UnaryCalls
@@ -34,13 +35,17 @@ _KINDS = {
 class InferenceServicer(InferenceServiceServicer):
     """Runs calls."""
 
-    def __init__(self, current: CurrentCatalogue, generator: Generator, unary_calls: UnaryCalls) -> None:
+    def __init__(
+        self, current: CurrentCatalogue, generator: Generator, keyed_calls: KeyedCalls, unary_calls: UnaryCalls
+    ) -> None:
         self._current = current
         self._generator = generator
+        self._keyed_calls = keyed_calls
         self._unary_calls = unary_calls
 
     def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:
-        return self._generator.generate(request, call_of(context))
+        runner = self._keyed_calls if request.idempotency_key else self._generator
+        return runner.generate(request, call_of(context))
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
         return await self._unary_calls.embed(request, call_of(context))

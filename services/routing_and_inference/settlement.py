@@ -47,6 +47,7 @@ class Ended(msgspec.Struct, frozen=True, eq=False):
     upstream: str = ""
     attempt: int = 0
     upstream_accepted: bool = False
+    kept: tuple[str, bytes] | None = None  # form and bytes of the answer, of a call under an idempotency key
 
 
 def ending_of_failure(*, delivered: bool) -> "pb.Ending.ValueType":
@@ -139,6 +140,10 @@ class Settlement:
             upstream_accepted=ended.upstream_accepted,
             held_nano_usd=hold.amount_nano_usd,
         )
+        if order.idempotency_key:
+            event.answer.idempotency_key, event.answer.body_sha256 = order.idempotency_key, order.body_sha256
+            if ended.kept is not None:
+                event.answer.form, event.answer.message = ended.kept
         _set_time(event.started_at, opened.started_at_us)
         _set_time(event.ended_at, self._wall_us())
         return event

@@ -6,15 +6,16 @@ Owns their rules and their bookkeeping; refuses to speak any upstream's dialect.
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mws.admission.v1.admission_service_pb2 import OPERATION_EMBED, OPERATION_RERANK
+from mws.common.v1.limits_pb2 import LimitsSnapshot
 from mws.common.v1.token_usage_pb2 import TokenUsage
 from mws.inference.v1 import generation_pb2
 from mws.inference.v1 import inference_service_pb2 as pb
 
 from services.routing_and_inference import bounding
-from services.routing_and_inference.admission import Admissions, OpenCall, Order
+from services.routing_and_inference.admission import Admissions, AnsweredEarlierError, OpenCall, Order
 from services.routing_and_inference.attempts import Attempts, context_too_long
 from services.routing_and_inference.bounding import PromptSize, TextMeter
 from services.routing_and_inference.catalog import Kind, Profile, UpstreamTarget
@@ -24,8 +25,10 @@ from services.routing_and_inference.generation import profile_for
 from services.routing_and_inference.ports import (
     Dialects,
     EmbeddingRequest,
+    Kept,
     RerankRequest,
 )
+from services.routing_and_inference.replaying import KeptAnswers, kept_form, read_kept
 from services.routing_and_inference.settlement import (
     COMPLETE,
     Ended,
@@ -35,15 +38,15 @@ from services.routing_and_inference.settlement import (
     ending_of_failure,
 )
 from services.runtime.calls import Call
-from services.runtime.errors import FieldViolation, GatewayError, InvalidRequestError
+from services.runtime.errors import FieldViolation, GatewayError, IdempotencyKeyReusedError, InvalidRequestError
 
 MAX_INPUTS = 2_048
 MAX_DOCUMENTS = 1_000
 MAX_DIMENSIONS = 65_536
 MAX_NUMBERS = 8 * 1024 * 1024  # in all vectors of an answer: 32 MiB, below what a message may have
 
-_Result = TypeVar("_Result")
-_Attempt = Callable[[UpstreamTarget, int], Awaitable[_Result]]
+_Response = TypeVar("_Response", bound=pb.EmbedResponse | pb.RerankResponse)
+_Attempt = Callable[[UpstreamTarget, int], Awaitable[_Response]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +67,20 @@ class UnaryCalls:
         fleet: Fleet,
         admissions: Admissions,
         settlement: Settlement,
+        answers: KeptAnswers,
     ) -> None:
         self._current = current
         self._dialects = dialects
         self._fleet = fleet
         self._admissions = admissions
         self._settlement = settlement
+        self._answers = answers
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def finish(self) -> None:
+        """Waits for the calls under idempotency keys that go on without their callers."""
+        while self._running:
+            await asyncio.wait(self._running)
 
     async def embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
         """Vectors in input order."""
@@ -80,7 +91,9 @@ class UnaryCalls:
             raise await self._admissions.at_fault(error, request.credential, call) from error
         token_ids = sum(map(len, inputs.token_ids))
         bound = bounding.bound_embedding(profile.price, inputs.size, token_ids)
-        opened = await self._open(request, call, (OPERATION_EMBED, profile, bound))
+        opened = await self._open(request, call, (OPERATION_EMBED, profile, bound), pb.EmbedResponse())
+        if isinstance(opened, pb.EmbedResponse):
+            return opened
 
         async def attempt(target: UpstreamTarget, number: int) -> tuple[pb.EmbedResponse, TokenUsage | None]:
             result = await self._dialects.embedding[target.dialect].embed(
@@ -99,13 +112,7 @@ class UnaryCalls:
             return response, reported
 
         estimated = TokenUsage(input_tokens=bound.rate_tokens, output_tokens=0)
-        response, usage, charged = await self._run(opened, call, attempt, estimated)
-        response.usage.CopyFrom(usage)
-        response.limits.CopyFrom(opened.limits)
-        response.profile = profile.slug
-        if charged is not None:
-            response.charged_nano_usd = charged
-        return response
+        return await self._run(opened, call, attempt, estimated)
 
     async def rerank(self, request: pb.RerankRequest, call: Call) -> pb.RerankResponse:
         """Documents, best first."""
@@ -115,7 +122,9 @@ class UnaryCalls:
         except GatewayError as error:
             raise await self._admissions.at_fault(error, request.credential, call) from error
         bound = bounding.bound_rerank(profile.price, size, len(request.documents))
-        opened = await self._open(request, call, (OPERATION_RERANK, profile, bound))
+        opened = await self._open(request, call, (OPERATION_RERANK, profile, bound), pb.RerankResponse())
+        if isinstance(opened, pb.RerankResponse):
+            return opened
         units = bounding.search_units(len(request.documents))
         most = len(request.documents)
 
@@ -141,20 +150,16 @@ class UnaryCalls:
             return response, reported
 
         estimated = TokenUsage(input_tokens=bound.rate_tokens, output_tokens=0, search_units=units)
-        response, usage, charged = await self._run(opened, call, attempt, estimated)
-        response.usage.CopyFrom(usage)
-        response.limits.CopyFrom(opened.limits)
-        response.profile = profile.slug
-        if charged is not None:
-            response.charged_nano_usd = charged
-        return response
+        return await self._run(opened, call, attempt, estimated)
 
     async def _open(
         self,
         request: pb.EmbedRequest | pb.RerankRequest,
         call: Call,
         what: tuple[int, Profile, bounding.Bound],
-    ) -> OpenCall:
+        response: _Response,
+    ) -> OpenCall | _Response:
+        """Admits the call. A response instead: what an earlier call of the same idempotency key came to."""
         operation, profile, bound = what
         self._settlement.require_room()
         order = Order(
@@ -168,15 +173,51 @@ class UnaryCalls:
             idempotency_key=request.idempotency_key,
             body_sha256=request.body_sha256,
         )
-        return await self._admissions.open(order, call)
+        key = request.idempotency_key, request.body_sha256
+        try:
+            opened = await self._admissions.open(order, call)
+        except AnsweredEarlierError as earlier:
+            kept = await self._answers.find(earlier.account_id, *key)
+            if kept is None:
+                raise IdempotencyKeyReusedError(
+                    "the answer under the idempotency key is not kept any more", details=[earlier.limits]
+                ) from None
+            return _replayed(kept, response, earlier.limits)
+        if not request.idempotency_key:
+            return opened
+        try:
+            kept = await self._answers.find(opened.hold.account_id, *key)
+        except BaseException:
+            self._settlement.void(opened)
+            raise
+        if kept is None:
+            return opened
+        self._settlement.void(opened)
+        return _replayed(kept, response, opened.limits)
 
     async def _run(
         self,
         opened: OpenCall,
         call: Call,
-        attempt: Callable[[UpstreamTarget, int], Awaitable[tuple[_Result, TokenUsage | None]]],
+        attempt: Callable[[UpstreamTarget, int], Awaitable[tuple[_Response, TokenUsage | None]]],
         estimated: TokenUsage,
-    ) -> tuple[_Result, TokenUsage, int | None]:
+    ) -> _Response:
+        """Runs a call; under an idempotency key to its end, even if its caller leaves."""
+        running = self._run_once(opened, call, attempt, estimated)
+        if not opened.order.idempotency_key:
+            return await running
+        task = asyncio.get_running_loop().create_task(running, name="keyed call")
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
+
+    async def _run_once(
+        self,
+        opened: OpenCall,
+        call: Call,
+        attempt: Callable[[UpstreamTarget, int], Awaitable[tuple[_Response, TokenUsage | None]]],
+        estimated: TokenUsage,
+    ) -> _Response:
         """Calls upstreams until one answers, and settles the call however it ends."""
         attempts = Attempts(self._fleet, opened.profile, Demand(opened.hold.account_id, opened.order.bound.rate_tokens))
         nothing = TokenUsage(input_tokens=estimated.input_tokens, output_tokens=0)
@@ -200,20 +241,34 @@ class UnaryCalls:
         except BaseException:
             self._settlement.settle(opened, Ended(ending_of_failure(delivered=False), nothing))
             raise
+        result.usage.CopyFrom(estimated)
+        result.usage.MergeFrom(reported or TokenUsage())
+        result.profile = opened.profile.slug
+        call.note(upstream=served.upstream, input_tokens=result.usage.input_tokens)
         ended = Ended(
-            COMPLETE, estimated, reported, upstream=served.upstream, attempt=served.attempt, upstream_accepted=True
+            COMPLETE,
+            estimated,
+            reported,
+            upstream=served.upstream,
+            attempt=served.attempt,
+            upstream_accepted=True,
+            kept=kept_form(result) if opened.order.idempotency_key else None,
         )
-        usage = TokenUsage()
-        usage.CopyFrom(estimated)
-        usage.MergeFrom(reported or TokenUsage())
-        call.note(upstream=served.upstream, input_tokens=usage.input_tokens)
-        outcome = await self._settlement.settle(opened, ended)
-        return result, usage, charged_of(outcome)
+        charged = charged_of(await self._settlement.settle(opened, ended))
+        result.limits.CopyFrom(opened.limits)
+        if charged is not None:
+            result.charged_nano_usd = charged
+        return result
+
+
+def _replayed(kept: Kept, response: _Response, limits: LimitsSnapshot) -> _Response:
+    read_kept(kept, response).limits.CopyFrom(limits)
+    return response
 
 
 async def _first_answer(
-    attempts: Attempts, attempt: Callable[[UpstreamTarget, int], Awaitable[tuple[_Result, TokenUsage | None]]]
-) -> tuple[_Result, TokenUsage | None, _Served]:
+    attempts: Attempts, attempt: Callable[[UpstreamTarget, int], Awaitable[tuple[_Response, TokenUsage | None]]]
+) -> tuple[_Response, TokenUsage | None, _Served]:
     number = 0
     while (target := await attempts.next()) is not None:
         number += 1

@@ -52,6 +52,7 @@ from services.runtime.errors import (
     CallAlreadyAdmittedError,
     GatewayError,
     InvalidCredentialError,
+    NotFoundError,
     StoreUnavailableError,
     register_detail,
 )
@@ -214,7 +215,12 @@ class FakeMetering(MeteringServiceServicer):
     async def GetKeptAnswer(
         self, request: metering_pb.GetKeptAnswerRequest, context: Any
     ) -> metering_pb.GetKeptAnswerResponse:
-        raise NotImplementedError
+        if self.is_down:
+            raise StoreUnavailableError("down")
+        for event in self.posted.values():
+            if event.answer.idempotency_key == request.idempotency_key and event.account_id == request.account_id:
+                return metering_pb.GetKeptAnswerResponse(call_id=event.call_id, answer=event.answer)
+        raise NotFoundError("nothing is kept under this key")
 
     async def RegisterPriceBook(
         self, request: metering_pb.RegisterPriceBookRequest, context: Any
