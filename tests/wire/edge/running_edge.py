@@ -23,14 +23,20 @@ from mws.admission.v1.admission_service_pb2_grpc import (
 )
 from mws.common.v1 import limits_pb2, token_usage_pb2
 from mws.inference.v1 import catalog_service_pb2 as catalog_pb
+from mws.inference.v1 import forward_service_pb2 as forward_pb
 from mws.inference.v1 import generation_pb2 as pb
 from mws.inference.v1 import inference_service_pb2 as inference_pb
 from mws.inference.v1.catalog_service_pb2_grpc import CatalogServiceServicer, add_CatalogServiceServicer_to_server
+from mws.inference.v1.forward_service_pb2_grpc import ForwardServiceServicer, add_ForwardServiceServicer_to_server
 from mws.inference.v1.inference_service_pb2_grpc import InferenceServiceServicer, add_InferenceServiceServicer_to_server
 from prometheus_client import CollectorRegistry
 
 from edge.app import HttpServer, all_routes, http_server
 from edge.clients import Admission, Inference
+from edge.company_proxy import PREFIX
+from edge.company_proxy.documentation import Page
+from edge.company_proxy.routes import CompanyProxy
+from edge.company_proxy.rules import ProxyRules
 from edge.documentation import documentation_app
 from edge.front import Front
 from edge.gate import Gate, GateRules
@@ -139,6 +145,27 @@ class ScriptedInference(InferenceServiceServicer):
         return inference_pb.RerankResponse(results=results, usage=usage, limits=limits(), profile="rerank")
 
 
+class ScriptedForwarding(ForwardServiceServicer):
+    """Forwards what the test's script says; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.script: Callable[[forward_pb.ForwardRequest], AsyncIterator[list[pb.GenerationEvent]]] | None = None
+        self.asked: list[forward_pb.ForwardRequest] = []
+        self.ended: asyncio.Queue[str] = asyncio.Queue()
+
+    async def Forward(
+        self, request: forward_pb.ForwardRequest, context: Any
+    ) -> AsyncIterator[forward_pb.ForwardResponse]:
+        self.asked.append(request)
+        assert self.script is not None
+        try:
+            async for events in self.script(request):
+                yield forward_pb.ForwardResponse(events=events)
+        except asyncio.CancelledError:
+            self.ended.put_nowait(str(call_of(context).cancel_reason))
+            raise
+
+
 class ScriptedCatalog(CatalogServiceServicer):
     """Two profiles and an alias."""
 
@@ -181,6 +208,7 @@ class RunningEdge:
 
     url: str
     inference: ScriptedInference
+    forwarding: ScriptedForwarding
     admission: ScriptedAdmission
     pipeline: Pipeline
     server: HttpServer
@@ -222,6 +250,9 @@ def _trace() -> str:
     return current_traceparent() or ""
 
 
+_NO_RULES = ProxyRules()
+
+
 @dataclass(frozen=True)
 class EdgeOptions:
     """What a test may change."""
@@ -230,10 +261,13 @@ class EdgeOptions:
     ping_every_s: float = 10.0
     body_limit_bytes: int = 1 << 20
     strangers_per_minute: int = 120
+    proxy_rules: ProxyRules = _NO_RULES
 
 
 async def run_edge(options: EdgeOptions) -> tuple[RunningEdge, Callable[[], Awaitable[None]]]:
     inference, admission, table = ScriptedInference(), ScriptedAdmission(), MethodTable()  # type: ignore[abstract]
+    forwarding = ScriptedForwarding()
+    add_ForwardServiceServicer_to_server(forwarding, table)  # type: ignore[arg-type]
     add_InferenceServiceServicer_to_server(inference, table)  # type: ignore[arg-type]
     add_CatalogServiceServicer_to_server(ScriptedCatalog(), table)  # type: ignore[arg-type]
     add_AdmissionServiceServicer_to_server(admission, table)  # type: ignore[arg-type]
@@ -261,7 +295,8 @@ async def run_edge(options: EdgeOptions) -> tuple[RunningEdge, Callable[[], Awai
         metrics=metrics,
     )
     routes = {**all_routes(pipeline), **ops_routes(readiness, lambda: False, registry)}
-    server = http_server(Front(routes, documentation_app(), log, metrics, Tracing()), 5)
+    prefixes = {PREFIX: CompanyProxy(pipeline, options.proxy_rules, Page("https://assets.example"))}
+    server = http_server(Front(routes, documentation_app(), log, metrics, Tracing(), prefixes=prefixes), 5)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     serving = asyncio.get_running_loop().create_task(server.serve(sockets=[listener]))
@@ -278,4 +313,4 @@ async def run_edge(options: EdgeOptions) -> tuple[RunningEdge, Callable[[], Awai
         assert not tasks, f"left behind: {tasks}"
         assert len(pipeline.relays) == 0
 
-    return RunningEdge(url, inference, admission, pipeline, server, readiness, stream, log.flush), stop
+    return RunningEdge(url, inference, forwarding, admission, pipeline, server, readiness, stream, log.flush), stop
