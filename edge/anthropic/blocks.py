@@ -220,7 +220,7 @@ def _tool_result(new: pb.ContentBlock, block: schema.ToolResultParam | schema.Lo
     _keep(new, toolset_name=block.toolset_name)
 
 
-def _add_parts(result: pb.ToolResultBlock, parts: "Sequence[msgspec.Struct] | Sequence[Raw]", path: Path) -> None:
+def _add_parts(result: pb.ToolResultBlock, parts: "Sequence[msgspec.Struct | Raw]", path: Path) -> None:
     if len(parts) > _PARTS_MAX:
         raise bad_value((*path, "content"), f"at most {_PARTS_MAX} blocks are accepted")
     for index, part in enumerate(parts):
