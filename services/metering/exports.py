@@ -3,17 +3,18 @@
 Owns pieces, cursors and the two formats; refuses to know protobuf and what the columns mean.
 """
 
+import asyncio
 import csv
+import functools
 import io
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from decimal import Decimal
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from services.metering import focus, pages
-from services.metering.focus import COLUMNS, FocusRow, Value
+from services.metering.focus import COLUMNS, FocusRow, Number, Value
 from services.metering.ledger import customer_account
-from services.metering.ports import Span
+from services.metering.ports import EntryRow, Span, UsageRecord
 from services.metering.pricing import PriceBook
 from services.metering.reports import Position, Reports
 
@@ -60,38 +61,52 @@ async def export(reports: Reports, request: ExportRequest, bound_to: str) -> Asy
     phase, after = request.phase, request.after
     books: dict[str, PriceBook] = {}
     while True:
-        records, rows, after = await _records(reports, request, phase, after, books)
+        records, render, after = await _records(reports, request, phase, after, books)
         is_last = phase == _ENTRIES and records < PIECE
         if phase == _CALLS and records < PIECE:
             phase, after = _ENTRIES, _START
         values = (*request.span, phase, *after)
         cursor = pages.write_cursor(values, "export", request.account_id, request.format, bound_to)
-        data = head + write.rows(rows)
-        head = ""
-        yield Piece(data.encode(), len(rows), records, cursor, is_last)
+        # Beside the loop: rendering costs milliseconds, and calls are recorded on the loop meanwhile.
+        rows, text = await asyncio.to_thread(_rendered, render, write)
+        data, head = head + text, ""
+        yield Piece(data.encode(), rows, records, cursor, is_last)
         if is_last:
             return
 
 
+def _rendered(rows_of: Callable[[], list[FocusRow]], write: "_Writer") -> tuple[int, str]:
+    rows = rows_of()
+    return len(rows), write.rows(rows)
+
+
 async def _records(
     reports: Reports, request: ExportRequest, phase: int, after: Position, books: dict[str, PriceBook]
-) -> tuple[int, list[FocusRow], Position]:
-    """The next records: how many, their rows, and where the last one is."""
-    rows: list[FocusRow] = []
+) -> tuple[int, Callable[[], list[FocusRow]], Position]:
+    """The next records: how many, what makes their rows, and where the last one is."""
     account_id = request.account_id
     if phase == _CALLS:
         calls = await reports.exported_calls(account_id, request.span, after, PIECE)
         if any(call.event.price_book_version not in books for call in calls):
             books.update(await reports.price_books())
-        for call in calls:
-            rows += focus.call_rows(call, books[call.event.price_book_version][call.event.profile])
-            after = (call.recorded_at_us, call.row_id)
-        return len(calls), rows, after
+        if calls:
+            after = (calls[-1].recorded_at_us, calls[-1].row_id)
+        return len(calls), functools.partial(_call_rows, calls, books), after
     entries = await reports.exported_entries(account_id, request.span, after, PIECE)
-    for entry in entries:
-        rows += focus.entry_rows(entry.transfer, account_id, customer_account(account_id))
-        after = (entry.transfer.posted_at_us, entry.row_id)
-    return len(entries), rows, after
+    if entries:
+        after = (entries[-1].transfer.posted_at_us, entries[-1].row_id)
+    return len(entries), functools.partial(_entry_rows, entries, account_id), after
+
+
+def _call_rows(calls: Sequence[UsageRecord], books: Mapping[str, PriceBook]) -> list[FocusRow]:
+    return [
+        row for call in calls for row in focus.call_rows(call, books[call.event.price_book_version][call.event.profile])
+    ]
+
+
+def _entry_rows(entries: Sequence[EntryRow], account_id: str) -> list[FocusRow]:
+    own = customer_account(account_id)
+    return [row for entry in entries for row in focus.entry_rows(entry.transfer, account_id, own)]
 
 
 class _Writer(NamedTuple):
@@ -110,17 +125,20 @@ def _csv_value(value: Value) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        return _number(value)
-    return f"'{value}" if value.startswith(_FORMULA) else value
+        return str(value)
+    return f"'{value}" if value.startswith(_FORMULA) and not isinstance(value, Number) else value
 
 
 def _json_value(value: Value) -> str:
     """A JSON literal. Amounts are numbers with all their digits: read them as decimals."""
-    return json.dumps(value, ensure_ascii=False) if value is None or isinstance(value, str) else _number(value)
+    if value is None:
+        return "null"
+    return str(value) if isinstance(value, (int, Number)) else _json_text(value)
 
 
-def _number(value: int | Decimal) -> str:
-    return str(value) if isinstance(value, int) else f"{value.normalize():f}"
+@functools.lru_cache(maxsize=4_096)
+def _json_text(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _json_line(row: FocusRow) -> str:

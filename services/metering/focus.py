@@ -3,11 +3,11 @@
 Owns what a call and an entry are in those columns; refuses to write a format and to read a store.
 """
 
+import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from decimal import Decimal
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 
 from services.metering.ledger import (
     CHARGE_CORRECTION,
@@ -69,12 +69,20 @@ COLUMNS = (
 )
 """In this order, in every format."""
 
-Value = str | int | Decimal | None
+
+class Number(str):
+    """A decimal number with all its digits."""
+
+    __slots__ = ()
+
+
+Value = str | int | None
 FocusRow = Mapping[str, Value]
 
 _NAME = "MWS"
-_NANO = Decimal(1_000_000_000)
-_HOUR_US = 3_600_000_000
+_NANO = 1_000_000_000
+_HOUR_S = 3_600
+_HOUR_US = _HOUR_S * 1_000_000
 _METERS = {
     "input": ("Input tokens", "Tokens"),
     "output": ("Output tokens", "Tokens"),
@@ -108,7 +116,7 @@ def call_rows(record: UsageRecord, price: ProfilePrice) -> list[FocusRow]:
         "ChargeFrequency": "Usage-Based",
         "PricingCategory": "Standard",
         "SubAccountId": _text(event.key_id),
-        "Tags": _tags({"application": event.application, "operation": event.operation}),
+        "Tags": _tags(event.application, event.operation),
         "x_CallId": event.call_id,
         "x_Flags": ",".join(charge.flags) or None,
         "x_RequestedModel": _text(event.requested_model),
@@ -143,8 +151,15 @@ def entry_rows(transfer: Transfer, account_id: str, own_account: str) -> list[Fo
 
 def _shared(account_id: str, instant_us: int) -> dict[str, Value]:
     """What every row says: who, in which month and hour, and nothing about the rest."""
-    hour_us = instant_us // _HOUR_US * _HOUR_US
-    month = datetime.fromtimestamp(instant_us // 1_000_000, UTC).replace(day=1, hour=0, minute=0, second=0)
+    seconds, micros = divmod(instant_us, 1_000_000)
+    posted_at = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return _of_hour(account_id, instant_us // _HOUR_US) | {"x_PostedAt": f"{posted_at}.{micros:06d}Z"}
+
+
+@functools.lru_cache(maxsize=64)
+def _of_hour(account_id: str, hour: int) -> dict[str, Value]:
+    start = datetime.fromtimestamp(hour * _HOUR_S, UTC)
+    month = start.replace(day=1, hour=0)
     following = month.replace(year=month.year + month.month // 12, month=month.month % 12 + 1)
     row: dict[str, Value] = dict.fromkeys(COLUMNS)
     return row | {
@@ -152,16 +167,14 @@ def _shared(account_id: str, instant_us: int) -> dict[str, Value]:
         "BillingCurrency": "USD",
         "BillingPeriodStart": _iso(month),
         "BillingPeriodEnd": _iso(following),
-        "ChargePeriodStart": _iso(datetime.fromtimestamp(hour_us // 1_000_000, UTC)),
-        "ChargePeriodEnd": _iso(datetime.fromtimestamp((hour_us + _HOUR_US) // 1_000_000, UTC)),
+        "ChargePeriodStart": _iso(start),
+        "ChargePeriodEnd": _iso(start + timedelta(hours=1)),
         "InvoiceIssuerName": _NAME,
         "ProviderName": _NAME,
         "PublisherName": _NAME,
         "ServiceCategory": "AI and Machine Learning",
         "ServiceName": "MWS API",
         "ServiceSubcategory": "Generative AI",
-        "x_PostedAt": datetime.fromtimestamp(instant_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        + f".{instant_us % 1_000_000:06d}Z",
     }
 
 
@@ -170,16 +183,20 @@ def _service(profile: str) -> dict[str, Value]:
 
 
 def _metered(profile: str, version: str, line: CostLine) -> dict[str, Value]:
-    meter, unit = _METERS[line.token_class]
-    unit_price = usd(line.unit_price_nano_usd)
-    sku = f"{profile}/{line.token_class}"
-    return _costs(line.cost_nano_usd) | {
+    sku = _sku(profile, version, line.token_class, line.unit_price_nano_usd)
+    return sku | _costs(line.cost_nano_usd) | {"ConsumedQuantity": line.quantity, "PricingQuantity": line.quantity}
+
+
+@functools.lru_cache(maxsize=1_024)
+def _sku(profile: str, version: str, token_class: str, unit_price_nano_usd: int) -> dict[str, Value]:
+    meter, unit = _METERS[token_class]
+    unit_price = usd(unit_price_nano_usd)
+    sku = f"{profile}/{token_class}"
+    return {
         "ChargeDescription": _text(f"{meter} of {profile}"),
-        "ConsumedQuantity": line.quantity,
         "ConsumedUnit": unit,
         "ContractedUnitPrice": unit_price,
         "ListUnitPrice": unit_price,
-        "PricingQuantity": line.quantity,
         "PricingUnit": unit,
         "SkuId": _text(sku),
         "SkuMeter": meter,
@@ -193,24 +210,25 @@ def _costs(nano_usd: int) -> dict[str, Value]:
     return {**dict.fromkeys(every, cost), "x_BilledNanoUsd": nano_usd}
 
 
-def usd(nano_usd: int) -> Decimal:
-    """Nano-dollars in dollars, exactly."""
-    return Decimal(nano_usd) / _NANO
+@functools.lru_cache(maxsize=4_096)
+def usd(nano_usd: int) -> Number:
+    """Nano-dollars in dollars, exactly: no more digits than needed."""
+    dollars, nano = divmod(abs(nano_usd), _NANO)
+    fraction = f".{nano:09d}".rstrip("0") if nano else ""
+    return Number(f"{'-' if nano_usd < 0 else ''}{dollars}{fraction}")
 
 
 def _iso(instant: datetime) -> str:
     return instant.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _tags(tags: Mapping[str, str]) -> str:
+@functools.lru_cache(maxsize=1_024)
+def _tags(application: str, operation: str) -> str:
+    tags = {"application": application, "operation": operation}
     return json.dumps({name: _text(value) for name, value in tags.items() if value}, ensure_ascii=False)
 
 
+@functools.lru_cache(maxsize=4_096)
 def _text(text: str) -> str | None:
     """Text that a caller chose: whoever put a key there by mistake does not find it in a file."""
     return _SECRET.sub("[redacted]", text) or None
-
-
-def nano_usd_of(rows: Sequence[FocusRow]) -> int:
-    """What rows cost together."""
-    return sum(amount for row in rows if isinstance(amount := row["x_BilledNanoUsd"], int))

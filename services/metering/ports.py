@@ -282,6 +282,7 @@ class CustomerRow(NamedTuple):
     lifetime_paid_nano_usd: int
     promotional_nano_usd: int
     seq: int
+    announced_seq: int  # the newest that was acknowledged or waits in the outbox
 
 
 class AuditedCall(NamedTuple):
@@ -337,11 +338,8 @@ class LedgerSnapshot(Protocol):
     def unexplained_grants(self, account_id: str) -> Iterator[str]:
         """Ids of grant transfers without their record, and of records without their transfer."""
 
-    def notified_seqs(self) -> dict[str, int]:
-        """By account: the newest seq that was acknowledged or waits in the outbox."""
-
-    def notices(self, account_id: str) -> Iterator[BalanceNotice]:
-        """Rows of the outbox."""
+    def false_notices(self, account_id: str) -> Iterator[tuple[str, tuple[int, int], tuple[int, int]]]:
+        """(account, (balance, lifetime paid), what the outbox says) where its row of the newest seq says otherwise."""
 
 
 class BalanceListener(Protocol):

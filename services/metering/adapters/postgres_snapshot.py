@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from services.metering.adapters import postgres_rows as rows
 from services.metering.adapters.postgres_connection import BlockingConnection
 from services.metering.ledger import GRANT_RULES, PromotionTerms, Transfer, account_id_of, customer_account
-from services.metering.ports import AuditedCall, BalanceNotice, CustomerRow
+from services.metering.ports import AuditedCall, CustomerRow
 from services.metering.pricing import PriceBook, read_canonical_json
 
 # Empty text stands for all accounts in every statement.
@@ -19,8 +19,17 @@ SELECT account, sum(moved), sum(stored) FROM (
     UNION ALL SELECT account, 0, balance_nano_usd FROM balances
 ) AS sides WHERE $1 IN ('', account) GROUP BY account HAVING sum(moved) <> sum(stored) ORDER BY account"""
 _CUSTOMERS = """
-SELECT account, balance_nano_usd, lifetime_paid_nano_usd, promotional_nano_usd, seq FROM balances
-WHERE account LIKE 'customer:%' AND $1 IN ('', account) ORDER BY account"""
+SELECT account, balance_nano_usd, lifetime_paid_nano_usd, promotional_nano_usd, balances.seq, coalesce(heard.seq, 0)
+FROM balances LEFT JOIN (
+    SELECT 'customer:' || account_id AS account, max(seq) AS seq FROM (
+        SELECT account_id, seq FROM outbox UNION ALL SELECT account_id, seq FROM acknowledged
+    ) AS both_of GROUP BY account_id
+) AS heard USING (account) WHERE account LIKE 'customer:%' AND $1 IN ('', account) ORDER BY account"""
+_FALSE_NOTICES = """
+SELECT account_id, b.balance_nano_usd, b.lifetime_paid_nano_usd, o.balance_nano_usd, o.lifetime_paid_nano_usd
+FROM outbox o JOIN balances b ON b.account = 'customer:' || account_id AND b.shard = 0 AND b.seq = o.seq
+WHERE $1 IN ('', account_id)
+AND (b.balance_nano_usd, b.lifetime_paid_nano_usd) <> (o.balance_nano_usd, o.lifetime_paid_nano_usd)"""
 _USAGE_COLUMNS = ", ".join(f"u.{column}" for column in rows.USAGE_COLUMNS)
 _TRANSFER_COLUMNS = ", ".join(f"t.{column}" for column in rows.TRANSFER_COLUMNS)
 _CALLS = f"""
@@ -41,10 +50,6 @@ SELECT transfer_id FROM transfers t WHERE rule = ANY ($3::text[]) AND $1 IN ('',
 AND NOT EXISTS (SELECT FROM grants g WHERE g.transfer_id = t.transfer_id)
 UNION ALL SELECT transfer_id FROM grants g WHERE $2 IN ('', account_id)
 AND NOT EXISTS (SELECT FROM transfers t WHERE t.transfer_id = g.transfer_id)"""
-_NOTIFIED = """
-SELECT account_id, max(seq) FROM (
-    SELECT account_id, seq FROM outbox UNION ALL SELECT account_id, seq FROM acknowledged
-) AS heard GROUP BY account_id"""
 
 
 class PostgresSnapshot:
@@ -111,12 +116,9 @@ class PostgresSnapshot:
         found = self._sql.stream(_UNEXPLAINED, _or_all(account_id), account_id, list(GRANT_RULES))
         return (transfer_id for (transfer_id,) in found)
 
-    def notified_seqs(self) -> dict[str, int]:
-        return dict(self._sql.fetch(_NOTIFIED))
-
-    def notices(self, account_id: str) -> Iterator[BalanceNotice]:
-        statement = f"{rows.SELECT_NOTICE} WHERE $1 IN ('', account_id) ORDER BY id"
-        return (rows.notice(row) for row in self._sql.stream(statement, account_id))
+    def false_notices(self, account_id: str) -> Iterator[tuple[str, tuple[int, int], tuple[int, int]]]:
+        for about, balance, paid, *found in self._sql.stream(_FALSE_NOTICES, account_id):
+            yield about, (balance, paid), (found[0], found[1])
 
 
 def _or_all(account_id: str) -> str:

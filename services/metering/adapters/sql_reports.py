@@ -79,6 +79,9 @@ class SqlReports(ABC):
     async def usage(
         self, selection: UsageSelection, call_id: str, before: Position | None, limit: int
     ) -> list[UsageRecord]:
+        if before is not None:
+            since_us, until_us = selection.span
+            selection = selection._replace(span=Span(since_us, min(until_us, before[0] + 1)))
         where, values = _selected(selection)
         if call_id:
             where, values = f"{where} AND call_id = {self._dialect.id_value}", (*values, call_id)
@@ -173,7 +176,8 @@ class SqlReports(ABC):
         )
 
     async def exported_calls(self, account_id: str, span: Span, after: Position, limit: int) -> list[UsageRecord]:
-        where, values = _selected(UsageSelection(account_id, span))
+        # The span begins where the page does: an index knows one lower bound, and it must not be the whole span's.
+        where, values = _selected(UsageSelection(account_id, Span(max(span.since_us, after[0]), span.until_us)))
         statement = (
             f"{self._dialect.select_usage} WHERE {where} AND (recorded_at_us, id) > (?, ?)"
             " ORDER BY recorded_at_us, id LIMIT ?"
@@ -186,7 +190,9 @@ class SqlReports(ABC):
             f"{self._dialect.select_transfer} WHERE {_OTHER_ENTRIES} AND (posted_at_us, id) > (?, ?)"
             " ORDER BY posted_at_us, id LIMIT ?"
         )
-        (found,) = await self._read(Query(statement, (customer_account(account_id), *span, *after, limit)))
+        since_us = max(span.since_us, after[0])
+        values = (customer_account(account_id), since_us, span.until_us, *after, limit)
+        (found,) = await self._read(Query(statement, values))
         return [EntryRow(row[0], rows.transfer(row)) for row in found]
 
     async def export_size(self, account_id: str, span: Span) -> int:

@@ -7,9 +7,8 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 
 from services.metering.adapters import sqlite_rows as rows
-from services.metering.adapters.sqlite_reads import notice_of
 from services.metering.ledger import GRANT_RULES, PromotionTerms, Transfer, account_id_of, customer_account
-from services.metering.ports import AuditedCall, BalanceNotice, CustomerRow
+from services.metering.ports import AuditedCall, CustomerRow
 from services.metering.pricing import PriceBook, read_canonical_json
 
 _DIFFERING = """
@@ -19,8 +18,17 @@ SELECT account, sum(moved), sum(stored) FROM (
     UNION ALL SELECT account, 0, balance_nano_usd FROM balances {own}
 ) {own} GROUP BY account HAVING sum(moved) <> sum(stored) ORDER BY account"""
 _CUSTOMERS = """
-SELECT account, balance_nano_usd, lifetime_paid_nano_usd, promotional_nano_usd, seq FROM balances
-WHERE account GLOB 'customer:*'"""
+SELECT account, balance_nano_usd, lifetime_paid_nano_usd, promotional_nano_usd, balances.seq, coalesce(heard.seq, 0)
+FROM balances LEFT JOIN (
+    SELECT 'customer:' || account_id AS account, max(seq) AS seq FROM (
+        SELECT account_id, seq FROM outbox UNION ALL SELECT account_id, seq FROM acknowledged
+    ) GROUP BY account_id
+) AS heard USING (account) WHERE account GLOB 'customer:*'"""
+_FALSE_NOTICES = """
+SELECT account_id, b.balance_nano_usd, b.lifetime_paid_nano_usd, o.balance_nano_usd, o.lifetime_paid_nano_usd
+FROM outbox o JOIN balances b ON b.account = 'customer:' || account_id AND b.seq = o.seq
+WHERE ? IN ('', account_id)
+AND (b.balance_nano_usd <> o.balance_nano_usd OR b.lifetime_paid_nano_usd <> o.lifetime_paid_nano_usd)"""
 _DOUBLE = """
 SELECT call_id, count(*) AS times FROM transfers {where} GROUP BY call_id HAVING times > 1
 UNION SELECT call_id, count(*) AS times FROM usage_events {usage_where} GROUP BY call_id HAVING times > 1"""
@@ -112,22 +120,9 @@ class SqliteSnapshot:
         for (transfer_id,) in self._sql.execute(without + extra, own):
             yield transfer_id
 
-    def notified_seqs(self) -> dict[str, int]:
-        return dict(
-            self._sql.execute(
-                "SELECT account_id, max(seq) FROM (SELECT account_id, seq FROM outbox"
-                " UNION ALL SELECT account_id, seq FROM acknowledged) GROUP BY account_id"
-            )
-        )
-
-    def notices(self, account_id: str) -> Iterator[BalanceNotice]:
-        where, values = ("WHERE account_id = ?", (account_id,)) if account_id else ("", ())
-        found = self._sql.execute(
-            "SELECT id, account_id, seq, balance_nano_usd, lifetime_paid_nano_usd, closed_call_ids"  # noqa: S608
-            f" FROM outbox {where} ORDER BY id",
-            values,
-        )
-        return (notice_of(row) for row in found)
+    def false_notices(self, account_id: str) -> Iterator[tuple[str, tuple[int, int], tuple[int, int]]]:
+        for about, balance, paid, *found in self._sql.execute(_FALSE_NOTICES, (account_id,)):
+            yield about, (balance, paid), (found[0], found[1])
 
 
 def _of_customer(account_id: str, condition: str = "") -> tuple[str, tuple[str, ...]]:
