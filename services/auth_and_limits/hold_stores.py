@@ -10,6 +10,7 @@ from services.auth_and_limits.adapters.embedded_holds import EmbeddedHolds
 from services.auth_and_limits.ports import AccountStore, BalanceSource, HoldStore
 from services.auth_and_limits.settings import Settings
 from services.auth_and_limits.tiers import PlanBook
+from services.runtime.errors import StoreUnavailableError
 
 
 @asynccontextmanager
@@ -37,7 +38,14 @@ async def open_holds(
     await embedded.open()
     try:
         if balances is not None:
-            embedded.heal_from(balances, has_accounts=bool(await accounts.accounts("", "", 1)))
+            embedded.heal_from(balances, has_accounts=await _has_accounts(accounts))
         yield embedded
     finally:
         await embedded.close()
+
+
+async def _has_accounts(accounts: AccountStore) -> bool:
+    try:
+        return bool(await accounts.accounts("", "", 1))
+    except StoreUnavailableError:
+        return True  # a store that is away for now may hold some

@@ -45,6 +45,7 @@ class Replicas:
         self._told = asyncio.Event()  # replaced at every acknowledgement
         self._seen_by: dict[str, int] = {}
         self._write_from_s = 0.0
+        self._is_away = False  # said once, however long it lasts
         self.is_healthy = False
 
     @property
@@ -77,7 +78,7 @@ class Replicas:
             except AccountSchemaError as error:
                 _log.error("accounts.schema_unknown", why=str(error))
             except lost as error:
-                _log.warning("accounts.away", why=type(error).__name__)
+                self._note_away(error)
             else:
                 try:
                     await self._listen(connection, changed_since)
@@ -101,6 +102,9 @@ class Replicas:
         loop = asyncio.get_running_loop()
         if had_been_cut_off:
             self._write_from_s = loop.time() + _RETRY_S + _ANSWER_S
+        if self._is_away:
+            self._is_away = False
+            _log.info("accounts.back")
         self.is_healthy = True
         self._decided.set()
         while True:
@@ -111,6 +115,11 @@ class Replicas:
                 pass
             self._wake.clear()
             await self._catch_up(connection, changed_since)
+
+    def _note_away(self, error: BaseException) -> None:
+        if not self._is_away:
+            self._is_away = True
+            _log.warning("accounts.away", why=type(error).__name__)
 
     async def _catch_up(self, connection: Any, changed_since: Callable[[int], Awaitable[Changed]]) -> None:
         revision = await connection.fetchval(_LAST_REVISION, timeout=_ANSWER_S)
