@@ -4,6 +4,7 @@ Owns what callers see of it, and that no money is lent out, lost or kept back; m
 """
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -183,8 +184,9 @@ async def test_random_faults_lend_nothing_out(scaled: Scaled) -> None:
 
 
 async def _kill_auth(scaled: Scaled, dice: random.Random) -> None:
-    pid = (scaled.gateway.data_dir / "run" / f"auth-{dice.randrange(3)}.pid").read_text()
-    os.kill(int(pid), signal.SIGKILL)
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # killed a moment ago, and not back yet
+        pid = (scaled.gateway.data_dir / "run" / f"auth-{dice.randrange(3)}.pid").read_text()
+        os.kill(int(pid), signal.SIGKILL)
 
 
 async def _kill_redis(scaled: Scaled, dice: random.Random) -> None:

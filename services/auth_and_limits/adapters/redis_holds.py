@@ -47,6 +47,7 @@ from services.runtime.errors import (
 )
 
 TOMBSTONE_MS = 3_600_000
+_DONE, _UNLOADED = int(Code.DONE), int(Code.UNLOADED)
 _FIRST_LOOK_S = 0.02
 _LAST_LOOK_S = 0.25
 
@@ -99,13 +100,14 @@ class RedisHolds:
         answer = await self._look("admit", payer, *ask_arguments(ask))
         is_first = await owner is not None
         code = answer[0]
-        if code in (Code.DONE, Code.REPEAT) and not is_first and await self._owner(ask.call_id) != account_id:
+        if is_first:
+            if code not in (_DONE, Code.REPEAT):
+                self._link.send("DEL", _owner_key(ask.call_id))
+        elif code in (_DONE, Code.REPEAT) and await self._owner(ask.call_id) != account_id:
             # Another account's: what was taken in the same breath is given back.
-            if code == Code.DONE:
+            if code == _DONE:
                 await self._link.run("void", key_of(account_id), ask.call_id, ask.run_id)
             code = Code.ALREADY
-        if is_first and code in (Code.REFUSED, Code.EARLIER):
-            self._link.send("DEL", _owner_key(ask.call_id))
         return _verdict(code, answer, ask, payer)
 
     async def extend(self, call_id: str, run_id: str, amount_nano_usd: int, account_id: str = "") -> Hold | OutOfCredit:
@@ -225,7 +227,7 @@ class RedisHolds:
         """The answer of a script that needs the account's balance; one that the store does not know is asked for."""
         key = key_of(account_id)
         answer = await self._link.run(name, key, self._epoch.name, *arguments)
-        if answer[0] != Code.UNLOADED:
+        if answer[0] != _UNLOADED:
             return answer
         is_decision = name != "view"
         await self._epoch.ask()
@@ -255,13 +257,13 @@ def _owner_key(call_id: str) -> str:
 
 
 def _verdict(code: int, answer: list[Any], ask: Ask, payer: Payer) -> Verdict:
+    if code == _DONE:
+        return Admitted(new_hold(ask, payer, answer[1] + LEASE_US), view_of(demands_of(answer, ask.rate_tokens)))
     if code == Code.ALREADY:
         raise CallAlreadyAdmittedError("the call id belongs to another run")
     if code == Code.REUSED:
         raise IdempotencyKeyReusedError("the idempotency key was used with another body")
     demands = demands_of(answer, ask.rate_tokens)
-    if code == Code.DONE:
-        return Admitted(new_hold(ask, payer, answer[1] + LEASE_US), view_of(demands))
     if code == Code.REPEAT:
         hold = hold_of(ask.call_id, payer.account.account_id, answer[14])
         return Admitted(hold, view_of(demands), is_repeat=True)

@@ -22,6 +22,7 @@ _ROLE_CHANGED = ("READONLY", "MASTERDOWN", "LOADING", "NOSCRIPT", "NOAUTH")
 Asked = tuple[Argument, ...]
 """A script's name, its key, and its arguments."""
 
+_LATE = int(Code.LATE)  # members of an enum cost a look-up each time they are named
 _log = structlog.get_logger()
 
 
@@ -43,6 +44,7 @@ class RedisLink:
     ) -> None:
         self._nodes = nodes
         self._scripts = scripts
+        self._sha1_of: Mapping[Argument, bytes] = {name: script.sha1 for name, script in scripts.items()}
         self._patience_s = patience_s
         self._patience_us = int(patience_s * 1_000_000)
         self._now_us = now_us
@@ -86,7 +88,7 @@ class RedisLink:
         if wire is None:
             raise away()
         not_after_us = self._now_us() + self._ahead_us + self._patience_us
-        return wire.send(pack(("EVALSHA", self._scripts[str(name)].sha1, 1, key, not_after_us, *arguments)))
+        return wire.send(pack(("EVALSHA", self._sha1_of[name], 1, key, not_after_us, *arguments)))
 
     async def ask(self, *command: Argument) -> Any:
         """The answer to a plain command. Raises StoreUnavailableError."""
@@ -97,23 +99,31 @@ class RedisLink:
 
     async def run(self, name: str, key: Argument, *arguments: Argument) -> list[Any]:
         """A script's answer: its code, Redis's time, and what it says. Raises StoreUnavailableError."""
-        (answer,) = await self.run_all([(name, key, *arguments)])
-        return answer
+        began_us = self._now_us()
+        answer = self._checked(await self.start(name, key, *arguments))
+        return answer if answer[0] != _LATE else await self._again(began_us, (name, key, *arguments))
 
     async def run_all(self, asked: Sequence[Asked]) -> list[list[Any]]:
         """The answers of scripts that are sent together. Any failure fails them all, whatever was done."""
         began_us = self._now_us()
         running = [self.start(*one) for one in asked]
         answers = [self._checked(await answer) for answer in running]
-        for index, answer in enumerate(answers):
-            if answer[0] == Code.LATE:
-                if self._now_us() - began_us >= self._patience_us:
-                    raise away()
-                # It came in time, so it was the clock that had been set: nothing was done, and the time is known now.
-                answers[index] = self._checked(await self.start(*asked[index]))
-        if any(answer[0] == Code.LATE for answer in answers):
+        return [
+            answer if answer[0] != _LATE else await self._again(began_us, one)
+            for answer, one in zip(answers, asked, strict=True)
+        ]
+
+    async def _again(self, began_us: int, one: Asked) -> list[Any]:
+        """Once more what was refused as too late. If that was said in time, it was the clock that had been set.
+
+        Nothing was done, and Redis's time is known by now.
+        """
+        if self._now_us() - began_us >= self._patience_us:
             raise away()
-        return answers
+        answer = self._checked(await self.start(*one))
+        if answer[0] == _LATE:
+            raise away()
+        return answer
 
     def _checked(self, answer: Any) -> list[Any]:
         if type(answer) is list:
