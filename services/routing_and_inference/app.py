@@ -39,6 +39,7 @@ from services.routing_and_inference.forward_servicer import ForwardServicer
 from services.routing_and_inference.forwarding import Forwarder
 from services.routing_and_inference.generation import Generator
 from services.routing_and_inference.keyed_calls import KeyedCalls
+from services.routing_and_inference.keyed_forwards import KeyedForwards
 from services.routing_and_inference.ports import Dialects
 from services.routing_and_inference.price_book import price_book_of
 from services.routing_and_inference.replaying import KeptAnswers
@@ -139,13 +140,15 @@ def wire(catalogue: Catalogue, outside: Outside, *, runner: str) -> Service:
     keyed_calls = KeyedCalls(current, generator, answers)
     unary_calls = UnaryCalls(current, outside.dialects, fleet, admissions, settlement, answers)
     forwarder = Forwarder(current, outside.dialects.native, fleet, admissions, settlement)
+    keyed_forwards = KeyedForwards(current, forwarder, answers)
     table = MethodTable()
     registry: Any = table  # stands where generated code expects a server
     add_InferenceServiceServicer_to_server(InferenceServicer(current, generator, keyed_calls, unary_calls), registry)
-    add_ForwardServiceServicer_to_server(ForwardServicer(forwarder), registry)
+    add_ForwardServiceServicer_to_server(ForwardServicer(forwarder, keyed_forwards), registry)
     add_CatalogServiceServicer_to_server(CatalogServicer(current), registry)
     add_RoutingServiceServicer_to_server(RoutingServicer(fleet), registry)
-    return Service(table, recorder, finisher, leases, prices, fleet, current, (keyed_calls.finish, unary_calls.finish))
+    finishes = (keyed_calls.finish, unary_calls.finish, keyed_forwards.finish)
+    return Service(table, recorder, finisher, leases, prices, fleet, current, finishes)
 
 
 async def _serve(process: Process, service: Service, outside: Outside) -> None:

@@ -27,6 +27,7 @@ from services.routing_and_inference.native import (
     NativeUpstream,
 )
 from services.routing_and_inference.native_prompt import NativePrompt, read_native, with_members
+from services.routing_and_inference.replaying import kept_form
 from services.routing_and_inference.settlement import (
     COMPLETE,
     REFUSED,
@@ -40,7 +41,7 @@ from services.runtime.calls import Call
 from services.runtime.errors import FieldViolation, GatewayError, InvalidRequestError, NotFoundError
 
 
-class _Run(msgspec.Struct, eq=False):
+class ForwardedRun(msgspec.Struct, eq=False):
     """One call that was admitted, from then to its end."""
 
     call: Call
@@ -73,11 +74,15 @@ class Forwarder:
         self, request: service_pb.ForwardRequest, call: Call
     ) -> AsyncIterator[service_pb.ForwardResponse]:
         """The answer's events, in the order of the contract."""
-        run = await self._open(request, call)
+        async for response in self.run(await self.open(request, call)):
+            yield response
+
+    async def run(self, run: ForwardedRun) -> AsyncIterator[service_pb.ForwardResponse]:
+        """The answer of a call that was admitted."""
         try:
             response = service_pb.ForwardResponse()
             _write_admitted(run, response.events.add().admitted)
-            if request.stream:
+            if run.request.stream:
                 yield response
                 response = service_pb.ForwardResponse()
             while not run.attempts.has_served:
@@ -98,9 +103,10 @@ class Forwarder:
             await self._broke(run, error)
             raise
 
-    async def _open(self, request: service_pb.ForwardRequest, call: Call) -> _Run:
+    async def open(self, request: service_pb.ForwardRequest, call: Call) -> ForwardedRun:
+        """Admits a call. Raises AnsweredEarlierError, and what the contract lists for a call that may not run."""
         try:
-            profile = self._profile(request.model)
+            profile = self.profile(request.model)
             prompt = read_native(request.body_json)
             _check(request, prompt, profile)
         except GatewayError as error:
@@ -119,19 +125,18 @@ class Forwarder:
             max_output_tokens=profile.max_output_tokens,
         )
         opened = await self._admissions.open(order, call)
-        answer, attempts = (
-            NativeAnswer(prompt.estimated_tokens),
-            Attempts(self._fleet, profile, Demand(opened.hold.account_id, opened.order.bound.rate_tokens)),
-        )
-        return _Run(call, opened, request, prompt, answer, attempts)
+        answer = NativeAnswer(prompt.estimated_tokens, is_kept=bool(request.idempotency_key))
+        attempts = Attempts(self._fleet, profile, Demand(opened.hold.account_id, opened.order.bound.rate_tokens))
+        return ForwardedRun(call, opened, request, prompt, answer, attempts)
 
-    def _profile(self, model: str) -> Profile:
+    def profile(self, model: str) -> Profile:
+        """The entry of the company proxy that serves a model. Raises NotFoundError."""
         profile = self._current.catalogue.company_proxy.find(model)
         if profile is None:
             raise NotFoundError(f"model: {model} is not available here", metadata={"resource": "model"})
         return profile
 
-    async def _next(self, run: _Run) -> NativeBatches:
+    async def _next(self, run: ForwardedRun) -> NativeBatches:
         """The next attempt's answer. Fails over until content has left, and never after."""
         target = None if run.answer.has_delivered else await run.attempts.next()
         if target is None:
@@ -153,11 +158,16 @@ class Forwarder:
 
     # ---- the end of a call ----
 
-    def _settle(self, run: _Run) -> Recorded:
+    def _settle(self, run: ForwardedRun) -> Recorded:
         """The answer is whole."""
-        return self._end(run, REFUSED if run.answer.was_refused else COMPLETE)
+        ending = REFUSED if run.answer.was_refused else COMPLETE
+        if not run.request.idempotency_key:
+            return self._end(run, ending)
+        whole = service_pb.ForwardResponse(events=run.answer.kept)
+        run.answer.finish(whole.events.add().finished, None)
+        return self._end(run, ending, kept_form(whole))
 
-    async def _broke(self, run: _Run, error: BaseException) -> None:
+    async def _broke(self, run: ForwardedRun, error: BaseException) -> None:
         """Ends a call that did not come to its end."""
         if isinstance(error, GatewayError):
             await self._failed(run, error)
@@ -168,14 +178,14 @@ class Forwarder:
         else:  # a defect of ours
             self._end(run, ending_of_failure(delivered=run.answer.has_delivered))
 
-    async def _failed(self, run: _Run, error: GatewayError) -> None:
+    async def _failed(self, run: ForwardedRun, error: GatewayError) -> None:
         """Adds to the error what its reader needs to know about money. Recorded before it leaves."""
         outcome = None
         if not run.is_settled:
             if run.attempts.made:
                 outcome = await self._end(run, ending_of_failure(delivered=run.answer.has_delivered))
             else:
-                self._void(run)
+                self.void(run)
         failure = pb.GenerationFailure(delivered=run.answer.has_delivered, attempts=run.attempts.made)
         if run.answer.has_delivered:
             failure.usage.CopyFrom(run.answer.delivered())
@@ -183,19 +193,22 @@ class Forwarder:
             failure.charged_nano_usd = charged
         error.details = (*error.details, run.opened.limits, failure)
 
-    def _left(self, run: _Run) -> None:
+    def _left(self, run: ForwardedRun) -> None:
         """The caller is gone. Nothing here waits: it may not be waited for any more."""
         ending = ending_of_cancellation(run.call.cancel_reason, delivered=run.answer.has_delivered)
         if ending is None or not run.attempts.made:
-            self._void(run)
+            self.void(run)
         else:
             self._end(run, ending)
 
-    def _void(self, run: _Run) -> None:
+    def void(self, run: ForwardedRun) -> None:
+        """The call came to nothing."""
         run.is_settled = True
         self._settlement.void(run.opened)
 
-    def _end(self, run: _Run, ending: "metering_pb.Ending.ValueType") -> Recorded:
+    def _end(
+        self, run: ForwardedRun, ending: "metering_pb.Ending.ValueType", kept: tuple[str, bytes] | None = None
+    ) -> Recorded:
         run.is_settled = True
         answer = run.answer
         ended = Ended(
@@ -205,13 +218,14 @@ class Forwarder:
             upstream=answer.upstream,
             attempt=answer.attempt,
             upstream_accepted=answer.was_accepted or run.attempts.was_accepted,
+            kept=kept,
         )
         usage = ended.reported or ended.delivered
         run.call.note(upstream=answer.upstream, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens)
         return self._settlement.settle(run.opened, ended)
 
 
-def _take(run: _Run, batch: Sequence[NativePiece]) -> list[pb.GenerationEvent]:
+def _take(run: ForwardedRun, batch: Sequence[NativePiece]) -> list[pb.GenerationEvent]:
     had_delivered = run.answer.has_delivered
     events = run.answer.take(batch)
     if events and not had_delivered:
@@ -237,7 +251,7 @@ def _invalid(field: str, description: str) -> InvalidRequestError:
     return InvalidRequestError(f"{field}: {description}", violations=[FieldViolation(field, description)])
 
 
-def _write_admitted(run: _Run, admitted: pb.Admitted) -> None:
+def _write_admitted(run: ForwardedRun, admitted: pb.Admitted) -> None:
     opened = run.opened
     admitted.call_id = opened.order.call_id
     admitted.account_id = opened.hold.account_id

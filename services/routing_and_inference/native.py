@@ -64,7 +64,9 @@ class NativeUpstream(Protocol):
 class NativeAnswer:
     """`begin` for every attempt, `take` for every batch of it."""
 
-    def __init__(self, estimated_input_tokens: int) -> None:
+    def __init__(self, estimated_input_tokens: int, *, is_kept: bool = False) -> None:
+        self._is_kept = is_kept
+        self.kept: list[GenerationEvent] = []  # all that has left, of an answer that is to be kept
         self._input_tokens = estimated_input_tokens
         self.upstream = ""
         self.attempt = 0
@@ -103,6 +105,11 @@ class NativeAnswer:
             self._lead.insert(0, self._started())
         self.has_delivered = True
         leaving, self._lead = self._lead, []
+        return self._keep(leaving)
+
+    def _keep(self, leaving: list[GenerationEvent]) -> list[GenerationEvent]:
+        if self._is_kept:
+            self.kept += leaving
         return leaving
 
     def _note(self, piece: NativePiece) -> None:
@@ -130,7 +137,7 @@ class NativeAnswer:
         if not self.has_delivered:
             events.insert(0, self._started())
         self.has_delivered = True
-        return events
+        return self._keep(events)
 
     @property
     def was_refused(self) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mws.admission.v1 import admission_service_pb2 as admission_pb
 from mws.admission.v1.admission_service_pb2_grpc import AdmissionServiceStub, add_AdmissionServiceServicer_to_server
 from mws.common.v1.token_usage_pb2 import TokenUsage
 from mws.inference.v1 import forward_service_pb2 as service_pb
@@ -31,9 +32,11 @@ from services.runtime.logging import configure_logging
 from tests.fakes import Break, Bytes, Drop, Hang, Refuse, Reply, Script, ScriptedProvider, anthropic_frames
 from tests.fakes import scripted_provider as a_provider
 from tests.rpc.routing_and_inference.world import (
+    ACCOUNT,
     CHARGED,
     EDGE,
     KEY,
+    LIMITS,
     FakeAdmission,
     FakeMetering,
     as_channel,
@@ -83,8 +86,8 @@ def a_catalogue(base_url: str) -> Catalogue:
 
 
 @asynccontextmanager
-async def a_world(directory: Path, *scripts: Script) -> AsyncIterator[World]:
-    admission, metering = FakeAdmission(), FakeMetering()
+async def a_world(directory: Path, *scripts: Script, metering: FakeMetering | None = None) -> AsyncIterator[World]:
+    admission, metering = FakeAdmission(), metering or FakeMetering()
     runner = Caller(CallerClass.INFERENCE, "inference-0")
     to_admission = channel_to(add_AdmissionServiceServicer_to_server, admission, runner)
     to_metering = channel_to(add_MeteringServiceServicer_to_server, metering, runner)
@@ -342,3 +345,51 @@ async def test_what_cannot_be_forwarded_takes_nothing(
 
         assert caught.value.limits is not None
         assert (world.admission.asked, world.provider.attempts) == ([], [])
+
+
+class Keeping(FakeMetering):
+    """Keeps the answers of calls under idempotency keys."""
+
+    async def GetKeptAnswer(
+        self, request: metering_pb.GetKeptAnswerRequest, context: Any
+    ) -> metering_pb.GetKeptAnswerResponse:
+        for event in self.posted.values():
+            if event.answer.idempotency_key == request.idempotency_key:
+                return metering_pb.GetKeptAnswerResponse(call_id=event.call_id, answer=event.answer)
+        raise errors.NotFoundError("nothing is kept", metadata={"resource": "answer"})
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_repeat_under_an_idempotency_key_gets_the_same_words_and_runs_nothing(
+    tmp_path: Path, stream: bool
+) -> None:
+    async with a_world(tmp_path, metering=Keeping()) as world:
+        first = a_request(stream=stream)
+        first.idempotency_key, first.body_sha256 = "key", bytes(32)
+        again = service_pb.ForwardRequest()
+        again.CopyFrom(first)
+        again.call_id = new_id()
+        said = await world.forward(first)
+        replay = admission_pb.AdmitResponse(limits=LIMITS, account_id=ACCOUNT)
+        replay.replay.call_id = first.call_id
+        world.admission.earlier.append(replay)
+        repeated = await world.forward(again)
+
+        assert passed(repeated) == passed(said)
+        assert repeated[0].admitted.replay_of == first.call_id
+        assert repeated[-1].finished.usage == said[-1].finished.usage
+        assert len(world.provider.attempts) == 1
+        assert list(world.metering.posted) == [first.call_id]
+
+
+async def test_a_keyed_call_goes_on_to_its_end_without_its_caller(tmp_path: Path) -> None:
+    async with a_world(tmp_path, metering=Keeping()) as world:
+        request = a_request()
+        request.idempotency_key, request.body_sha256 = "key", bytes(32)
+        responses = world.stub.Forward(request, timeout=10.0)
+        async for _ in responses:
+            break
+        cancel(responses, CancelReason.CLIENT_GONE)
+
+        await until(lambda: request.call_id in world.metering.posted)
+        assert world.event_of(request).ending == metering_pb.ENDING_COMPLETE
