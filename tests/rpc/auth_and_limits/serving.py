@@ -17,6 +17,7 @@ from mws.admission.v1.account_service_pb2_grpc import AccountServiceStub
 from mws.admission.v1.admission_service_pb2_grpc import AdmissionServiceStub
 from mws.admission.v1.audit_service_pb2_grpc import AuditServiceStub
 from mws.admission.v1.key_service_pb2_grpc import KeyServiceStub
+from mws.admission.v1.plan_service_pb2_grpc import PlanServiceStub
 from mws.common.v1 import credential_pb2
 
 from services.auth_and_limits.app import Service, open_service
@@ -32,13 +33,14 @@ TIMEOUT_S = 20.0
 
 
 class Stubs:
-    """The four services for one caller. (The stubs' types know synchronous calls only, hence Any.)"""
+    """The services for one caller. (The stubs' types know synchronous calls only, hence Any.)"""
 
     def __init__(self, channel: Any) -> None:
         self.admission: Any = AdmissionServiceStub(channel)
         self.accounts: Any = AccountServiceStub(channel)
         self.keys: Any = KeyServiceStub(channel)
         self.audit: Any = AuditServiceStub(channel)
+        self.plans: Any = PlanServiceStub(channel)
 
 
 class Running:
