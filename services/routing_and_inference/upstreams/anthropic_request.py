@@ -91,8 +91,11 @@ def _turns(request: UpstreamRequest, *, same_dialect: bool) -> TurnWriter:
 def _apply(body: dict[str, Any], request: UpstreamRequest, *, same_dialect: bool) -> None:
     """What the options of the target add and take away."""
     options = request.target.options
+    allowed = options.get("forward_fields", ())
     if same_dialect:
-        _write_extras(body, request.generation, options.get("forward_fields", ()))
+        _write_extras(body, request.generation, allowed)
+    elif isinstance(allowed, list | tuple) and "metadata" in allowed and "user" in request.generation.extra_fields_json:
+        body["metadata"] = {"user_id": msgspec.Raw(request.generation.extra_fields_json["user"])}
     dropped = options.get("drop_fields", ())
     for name in dropped if isinstance(dropped, list | tuple) else ():
         body.pop(name, None)

@@ -14,6 +14,7 @@ from mws.inference.v1.generation_pb2 import GenerationEvent
 
 from services.routing_and_inference.ports import UpstreamFailure
 from services.routing_and_inference.upstreams import counts, errors, payloads
+from services.routing_and_inference.upstreams.custom_calls import CustomCalls, CustomPiece
 from services.routing_and_inference.upstreams.runs import RunWriter, ToolCall
 from services.routing_and_inference.upstreams.stops import StopScanner
 
@@ -32,6 +33,7 @@ class _ToolPiece(msgspec.Struct):
     index: int | None = None
     id: str | None = None
     function: _Function | None = None
+    custom: CustomPiece | None = None
 
 
 class _Delta(msgspec.Struct):
@@ -114,6 +116,7 @@ class OpenAiAnswer:
         self._tool_id = tool_id
         self._stop_sequences = frozenset(stop_sequences)
         self._calls: dict[int | str, ToolCall] = {}
+        self._custom: CustomCalls | None = None
         self._last_call: ToolCall | None = None
         self._finish = ""
         self._matched_stop = ""
@@ -153,6 +156,8 @@ class OpenAiAnswer:
         if self._scanner is not None:
             self._runs.text(self._scanner.end())
         self._runs.end()
+        if self._custom is not None:
+            self._custom.write(self._runs)
         event = GenerationEvent()
         finished = event.finished
         finished.reason = reason = self._reason()
@@ -200,6 +205,10 @@ class OpenAiAnswer:
         return text
 
     def _read_tool_piece(self, piece: _ToolPiece, position: int, pieces: int) -> None:
+        if piece.custom is not None:
+            self._custom = self._custom or CustomCalls()
+            self._custom.read(position if piece.index is None else piece.index, piece.id or "", piece.custom)
+            return
         function = piece.function or _Function()
         call, key = self._find_call(piece, position, pieces)
         if piece.id and self._tool_id is not None:

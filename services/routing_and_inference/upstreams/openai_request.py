@@ -144,13 +144,16 @@ def _write_tools(body: dict[str, Any], generation: pb.Generation, offer: _Tools)
         return
     body["tools"] = tools
     if generation.HasField("tool_choice"):
-        _write_choice(body, generation.tool_choice, offer.names)
+        custom = {tool.name for tool in offer.tools if tool.HasField("opaque") and tool.opaque.type == "custom"}
+        _write_choice(body, generation.tool_choice, offer.names, custom)
     if generation.HasField("parallel_tool_calls"):
         body["parallel_tool_calls"] = generation.parallel_tool_calls
 
 
-def _write_choice(body: dict[str, Any], choice: pb.ToolChoice, names: Mapping[str, str]) -> None:
-    if choice.mode == pb.ToolChoice.MODE_NAMED:
+def _write_choice(body: dict[str, Any], choice: pb.ToolChoice, names: Mapping[str, str], custom: set[str]) -> None:
+    if choice.mode == pb.ToolChoice.MODE_NAMED and choice.name in custom:
+        body["tool_choice"] = {"type": "custom", "custom": {"name": choice.name}}
+    elif choice.mode == pb.ToolChoice.MODE_NAMED:
         body["tool_choice"] = {"type": "function", "function": {"name": names.get(choice.name, choice.name)}}
     elif choice.mode == pb.ToolChoice.MODE_REQUIRED:
         body["tool_choice"] = "required"

@@ -315,6 +315,12 @@ def test_sampling_is_left_out_for_a_version_that_refuses_it() -> None:
     assert not {"temperature", "top_p", "top_k"} & written.keys()
 
 
+def test_the_end_user_is_told_where_metadata_may_pass() -> None:
+    made = generation(extra_fields_json={"user": '"u-1"'})
+    assert to_anthropic(made, **QUIRKS["anthropic"])["metadata"] == {"user_id": "u-1"}
+    assert "metadata" not in to_anthropic(made)
+
+
 def test_effort_is_said_where_the_upstream_knows_it() -> None:
     made = generation(reasoning=pb.Reasoning(effort="minimal"), max_output_tokens=9000)
     assert to_anthropic(made)["thinking"] == {"type": "enabled", "budget_tokens": 1024}
