@@ -43,7 +43,8 @@ class LedgerServicer(LedgerServiceServicer):
         bound_to = ("entries", account_id, request.call_id)
         limit = pages.page_limit(request.page_size)
         before = pages.read_token(request.page_token, *bound_to)
-        found = await self._store.entries(PageQuery(account_id, request.call_id, before, limit + 1))
+        call_id = translate.lookup_id("call_id", request.call_id) if request.call_id else ""
+        found = await self._store.entries(PageQuery(account_id, call_id, before, limit + 1))
         response = pb.ListEntriesResponse(
             entries=(translate.entry_to_pb(row.transfer, account_id) for row in found[:limit])
         )

@@ -188,17 +188,8 @@ class Span(NamedTuple):
     until_us: int
 
 
-class UsageSum(NamedTuple):
-    """Calls, tokens and money of a group."""
-
-    group: str
-    calls: int
-    usage: TokenUsage
-    charged_nano_usd: int
-
-
 class PageQuery(NamedTuple):
-    """Which page of an account's records: those older than a position, newest first."""
+    """Which page of an account's entries: those older than a position, newest first."""
 
     account_id: str
     call_id: str  # empty: all
@@ -243,12 +234,6 @@ class LedgerStore(Protocol):
 
     async def entries(self, query: PageQuery) -> list[EntryRow]:
         """A customer's transfers, newest first."""
-
-    async def usage(self, query: PageQuery) -> list[UsageRecord]:
-        """A customer's calls, newest first."""
-
-    async def usage_sums(self, account_id: str, span: Span, grouping: str) -> list[UsageSum]:
-        """Sums of the calls recorded in a span, by `profile`, `key`, `application`, `day`, `upstream` or `total`."""
 
     async def notices(self, after_row_id: int, limit: int) -> list[BalanceNotice]:
         """Rows of the outbox after a row, oldest first, whoever delivers them."""

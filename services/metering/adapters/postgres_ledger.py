@@ -34,9 +34,6 @@ from services.metering.ports import (
     LedgerTransaction,
     NoticeClaim,
     PageQuery,
-    Span,
-    UsageRecord,
-    UsageSum,
 )
 from services.metering.pricing import PriceBook
 from services.runtime.errors import StoreUnavailableError
@@ -123,14 +120,6 @@ class PostgresLedger:
 
     async def entries(self, query: PageQuery) -> list[EntryRow]:
         return await self._read(lambda connection: postgres_reads.read_entries(connection, query))
-
-    async def usage(self, query: PageQuery) -> list[UsageRecord]:
-        return await self._read(lambda connection: postgres_reads.read_usage(connection, query))
-
-    async def usage_sums(self, account_id: str, span: Span, grouping: str) -> list[UsageSum]:
-        return await self._read(
-            lambda connection: postgres_reads.read_usage_sums(connection, account_id, span, grouping)
-        )
 
     async def notices(self, after_row_id: int, limit: int) -> list[BalanceNotice]:
         return await self._read(lambda connection: postgres_reads.read_notices(connection, after_row_id, limit))

@@ -1,4 +1,4 @@
-"""What the ledger in PostgreSQL answers: balances, entries, usage, sums, the outbox.
+"""What the ledger in PostgreSQL answers: balances, entries, the outbox.
 
 Owns the statements that read for a caller; refuses to write and to check the ledger.
 """
@@ -8,22 +8,13 @@ from typing import Any
 from services.metering.adapters import postgres_rows as rows
 from services.metering.adapters.postgres_connection import BlockingConnection
 from services.metering.ledger import Customer, Promotion, customer_account
-from services.metering.ports import BalanceNotice, EntryRow, PageQuery, Span, UsageRecord, UsageSum
-from services.metering.pricing import TokenUsage
+from services.metering.ports import BalanceNotice, EntryRow, PageQuery
 
 _SELECT_CUSTOMER = """
 SELECT balance_nano_usd, lifetime_paid_nano_usd, seq FROM balances WHERE account = $1 AND shard = 0"""
 _SELECT_PROMOTIONS = """
 SELECT grant_id, expires_at_us, remaining_nano_usd FROM promotions WHERE account_id = $1 AND remaining_nano_usd > 0"""
 DAY = "to_char(to_timestamp(recorded_at_us / 1000000) AT TIME ZONE 'UTC', 'YYYY-MM-DD')"
-_GROUPINGS = {
-    "total": "''",
-    "profile": "profile",
-    "key": "key_id",
-    "application": "application",
-    "upstream": "upstream",
-    "day": DAY,
-}
 
 
 def read_customer(connection: BlockingConnection, account_id: str) -> Customer:
@@ -44,13 +35,6 @@ def read_entries(connection: BlockingConnection, query: PageQuery) -> list[Entry
     return [EntryRow(row[0], rows.transfer(row)) for row in connection.fetch(statement, *values)]
 
 
-def read_usage(connection: BlockingConnection, query: PageQuery) -> list[UsageRecord]:
-    """A customer's calls, newest first."""
-    where, values = _page_conditions("account_id", "recorded_at_us", query.account_id, query)
-    statement = f"{rows.SELECT_USAGE} WHERE {where} ORDER BY recorded_at_us DESC, id DESC LIMIT $2"
-    return [rows.usage_record(row) for row in connection.fetch(statement, *values)]
-
-
 def _page_conditions(
     account_column: str, instant_column: str, account: str, query: PageQuery
 ) -> tuple[str, tuple[Any, ...]]:
@@ -64,18 +48,6 @@ def _page_conditions(
         values += query.before
         conditions.append(f"({instant_column}, id) < (${len(values) - 1}, ${len(values)})")
     return " AND ".join(conditions), tuple(values)
-
-
-def read_usage_sums(connection: BlockingConnection, account_id: str, span: Span, grouping: str) -> list[UsageSum]:
-    """Sums of the calls recorded in a span."""
-    order = "1" if grouping == "day" else "charged DESC, 1"
-    sums = ", ".join(f"sum({column})" for column in rows.CHARGED_COLUMNS)
-    statement = (
-        f"SELECT {_GROUPINGS[grouping]}, count(*), sum(charged_nano_usd) AS charged, {sums} FROM usage_events"  # noqa: S608
-        f" WHERE account_id = $1 AND recorded_at_us >= $2 AND recorded_at_us < $3 GROUP BY 1 ORDER BY {order}"
-    )
-    found = connection.fetch(statement, account_id, *span)
-    return [UsageSum(row[0], row[1], TokenUsage(*row[3:]), row[2]) for row in found]
 
 
 def read_notices(connection: BlockingConnection, after_row_id: int, limit: int) -> list[BalanceNotice]:

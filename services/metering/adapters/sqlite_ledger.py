@@ -29,9 +29,6 @@ from services.metering.ports import (
     LedgerTransaction,
     NoticeClaim,
     PageQuery,
-    Span,
-    UsageRecord,
-    UsageSum,
 )
 from services.metering.pricing import PriceBook
 from services.runtime.errors import StoreUnavailableError
@@ -175,12 +172,6 @@ class SqliteLedger:
 
     async def entries(self, query: PageQuery) -> list[EntryRow]:
         return await self._read(lambda connection: sqlite_reads.read_entries(connection, query))
-
-    async def usage(self, query: PageQuery) -> list[UsageRecord]:
-        return await self._read(lambda connection: sqlite_reads.read_usage(connection, query))
-
-    async def usage_sums(self, account_id: str, span: Span, grouping: str) -> list[UsageSum]:
-        return await self._read(lambda connection: sqlite_reads.read_usage_sums(connection, account_id, span, grouping))
 
     async def notices(self, after_row_id: int, limit: int) -> list[BalanceNotice]:
         known = self._tail.after(after_row_id, limit)

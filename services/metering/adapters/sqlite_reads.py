@@ -1,4 +1,4 @@
-"""What the embedded ledger answers: balances, entries, usage, sums, the outbox.
+"""What the embedded ledger answers: balances, entries, the outbox.
 
 Owns the statements that read for a caller; refuses to write and to check the ledger.
 """
@@ -7,22 +7,13 @@ import sqlite3
 
 from services.metering.adapters import sqlite_rows as rows
 from services.metering.ledger import Customer, Promotion, customer_account
-from services.metering.ports import BalanceNotice, EntryRow, PageQuery, Span, UsageRecord, UsageSum
-from services.metering.pricing import TokenUsage
+from services.metering.ports import BalanceNotice, EntryRow, PageQuery
 
 _SELECT_PROMOTIONS = """
 SELECT grant_id, expires_at_us, remaining_nano_usd FROM promotions WHERE account_id = ? AND remaining_nano_usd > 0"""
 _SELECT_NOTICES = """
 SELECT id, account_id, seq, balance_nano_usd, lifetime_paid_nano_usd, closed_call_ids FROM outbox
 WHERE id > ? ORDER BY id LIMIT ?"""
-_GROUPINGS = {
-    "total": "''",
-    "profile": "profile",
-    "key": "key_id",
-    "application": "application",
-    "upstream": "upstream",
-    "day": "date(recorded_at_us / 1000000, 'unixepoch')",
-}
 
 
 def read_customer(connection: sqlite3.Connection, account_id: str) -> Customer:
@@ -47,13 +38,6 @@ def read_entries(connection: sqlite3.Connection, query: PageQuery) -> list[Entry
     return [EntryRow(row[0], rows.transfer(row)) for row in connection.execute(statement, (*values, query.limit))]
 
 
-def read_usage(connection: sqlite3.Connection, query: PageQuery) -> list[UsageRecord]:
-    """A customer's calls, newest first."""
-    where, values = _page_conditions("account_id", "recorded_at_us", query.account_id, query)
-    statement = f"{rows.SELECT_USAGE} WHERE {where} ORDER BY recorded_at_us DESC, id DESC LIMIT ?"
-    return [rows.usage_record(row) for row in connection.execute(statement, (*values, query.limit))]
-
-
 def _page_conditions(
     account_column: str, instant_column: str, account: str, query: PageQuery
 ) -> tuple[str, tuple[str | int, ...]]:
@@ -65,18 +49,6 @@ def _page_conditions(
         return " AND ".join(conditions), tuple(values)
     conditions.append(f"({instant_column}, id) < (?, ?)")
     return " AND ".join(conditions), (*values, *query.before)
-
-
-def read_usage_sums(connection: sqlite3.Connection, account_id: str, span: Span, grouping: str) -> list[UsageSum]:
-    """Sums of the calls recorded in a span."""
-    order = "1" if grouping == "day" else "charged DESC, 1"
-    sums = ", ".join(f"sum({column})" for column in rows.CHARGED_COLUMNS.split(", "))
-    statement = (
-        f"SELECT {_GROUPINGS[grouping]}, count(*), sum(charged_nano_usd) AS charged, {sums} FROM usage_events"  # noqa: S608
-        f" WHERE account_id = ? AND recorded_at_us >= ? AND recorded_at_us < ? GROUP BY 1 ORDER BY {order}"
-    )
-    found = connection.execute(statement, (account_id, *span))
-    return [UsageSum(row[0], row[1], TokenUsage(*row[3:]), row[2]) for row in found]
 
 
 def read_notices(connection: sqlite3.Connection, after_row_id: int, limit: int) -> list[BalanceNotice]:
