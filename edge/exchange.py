@@ -44,6 +44,7 @@ class Exchange:
         "input_tokens",
         "is_complete",
         "is_gone",
+        "is_replay",
         "is_stream",
         "limits",
         "on_gone",
@@ -68,6 +69,7 @@ class Exchange:
         self.status = 0
         self.is_stream = False
         self.is_gone = False
+        self.is_replay = False
         self.is_complete = False
         self.on_gone: Callable[[], object] | None = None
         self.limits: limits_pb2.LimitsSnapshot | None = None
@@ -150,6 +152,8 @@ class Exchange:
         head.append((b"x-request-id", self._callers_id() or call_id))
         if self.profile:
             head.append((b"x-mws-profile", self.profile.encode()))
+        if self.is_replay:
+            head.append((b"idempotent-replayed", b"true"))
         if self.dropped_images:
             head.append((b"x-mws-dropped", b"images=%d" % self.dropped_images))
         if self.limits is not None:

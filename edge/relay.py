@@ -4,7 +4,6 @@ Owns when the head leaves and when a ping does; refuses to know what frames look
 """
 
 import asyncio
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from edge.exchange import Exchange, Spawn
 from edge.shapes import Shape
 from services.runtime.calls import CancelReason
 from services.runtime.errors import GatewayError, UpstreamBrokenError
+from services.runtime.ids import unix_ms_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,9 @@ def note_admitted(exchange: Exchange, admitted: pb.Admitted, ask: Ask) -> Head:
     exchange.profile = admitted.profile
     exchange.dropped_images = admitted.dropped_images
     exchange.limits = admitted.limits
-    return Head(exchange.call_id, int(time.time()), ask.model, max(1, admitted.estimated_input_tokens))
+    exchange.is_replay = bool(admitted.replay_of)
+    call_id = admitted.replay_of or exchange.call_id  # a replay is the earlier answer, its id and date included
+    return Head(call_id, unix_ms_of(call_id) // 1_000, ask.model, max(1, admitted.estimated_input_tokens))
 
 
 def note_finished(exchange: Exchange, finished: pb.Finished) -> None:

@@ -5,6 +5,7 @@ way at a time; what ends meanwhile forms the next, so that load makes batches la
 """
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ Recorded = asyncio.Future[Outcome]
 """Ends when the event is durable: with metering, or (None) in the spool."""
 
 _BATCH = 500
+_BATCH_BYTES = 3 * 1024 * 1024  # of kept answers; metering takes 4 MiB in all
 _PACE_S = 0.003  # between two batches under load: what ends meanwhile shares the second
 _TIMEOUT_S = 1.5
 _RESEND_TIMEOUT_S = 5.0
@@ -88,12 +90,17 @@ class UsageRecorder:
             self._wake.clear()
             while self._waiting:
                 started_s = loop.time()
-                batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+                batch = self._next_batch()
                 self._running = len(batch)
                 await self._record(batch)
                 self._running = 0
                 if (left_s := started_s + _PACE_S - loop.time()) > 0:
                     await asyncio.sleep(left_s)
+
+    def _next_batch(self) -> list["_Submitted"]:
+        """As many as metering takes at once: kept answers make a batch large."""
+        count = len(_first_of([submitted.usage for submitted in itertools.islice(self._waiting, _BATCH)]))
+        return [self._waiting.popleft() for _ in range(count)]
 
     async def resend(self) -> None:
         """Sends what lies in the spool, for ever."""
@@ -178,7 +185,7 @@ class UsageRecorder:
 
     async def _resend_batch(self) -> bool:
         """Sends the oldest events; false: metering does not take them now."""
-        batch = [*self._homeless, *self._spool.oldest(_BATCH)][:_BATCH]
+        batch = _first_of([*self._homeless, *self._spool.oldest(_BATCH)])
         try:
             outcomes = await self._send(batch, _RESEND_TIMEOUT_S)
         except GatewayError as error:
@@ -243,6 +250,18 @@ class _Submitted:
         if not self._recorded.done():
             self._recorded.set_exception(error)
             self._recorded.exception()  # nobody may be left to read it
+
+
+def _first_of(spooled: Sequence[SpooledUsage]) -> list[SpooledUsage]:
+    """As many as metering takes at once."""
+    batch: list[SpooledUsage] = []
+    size_bytes = 0
+    for usage in spooled[:_BATCH]:
+        size_bytes += len(usage.event.answer.message)
+        if batch and size_bytes > _BATCH_BYTES:
+            break
+        batch.append(usage)
+    return batch
 
 
 def _is_settled(outcome: pb.RecordOutcome) -> bool:
