@@ -9,6 +9,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from services.runtime.ids import new_id
+
 
 class AnswerCycle(RequestResponseCycle):
     """One request on a connection. The head waits for the first piece of the body, so that both leave in one write."""
@@ -67,7 +69,15 @@ class AnswerCycle(RequestResponseCycle):
 
 
 HEAD_LIMIT_BYTES = 64 << 10
-_TOO_LARGE_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+# Of a request that cannot be read nobody knows the dialect, so this is the envelope of both.
+_ENVELOPE = (
+    b'{"type":"error","error":{"type":"invalid_request_error","message":"%b","param":null,"code":null},'
+    b'"request_id":"%b"}'
+)
+_REFUSAL = (
+    b"%bcontent-type: application/json\r\ncontent-length: %d\r\nrequest-id: %b\r\nx-request-id: %b\r\n"
+    b"x-should-retry: false\r\nconnection: close\r\n\r\n%b"
+)
 _UPGRADE = re.compile(rb"(\n)upgrade(?=:)", re.IGNORECASE)
 
 
@@ -96,8 +106,17 @@ class Connection(HttpToolsProtocol):
         self._head_bytes += len(data)
         super().data_received(data)
         if self._head_bytes > HEAD_LIMIT_BYTES and not self.transport.is_closing():
-            self.transport.write(_TOO_LARGE_HEAD)
-            self.transport.close()
+            self._refuse(431, b"The head of the request is too large.")
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn calls when the parser gives up."""
+        self._refuse(400, msg.encode())
+
+    def _refuse(self, status: int, message: bytes) -> None:
+        call_id = new_id().encode()
+        body = _ENVELOPE % (message, call_id)
+        self.transport.write(_REFUSAL % (STATUS_LINE[status], len(body), call_id, call_id, body))
+        self.transport.close()
 
     def on_message_complete(self) -> None:
         """The next bytes belong to the head of the next request."""

@@ -21,6 +21,7 @@ _DIRECTIVE = re.compile(rb"\b(chunks|pace_ms|cut_after|status|delay_ms|input)=(\
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"\r\nx-request-id: *([^\r]+)", re.IGNORECASE)
 DEFAULT_CHUNKS = 8
+_SEARCHED_BYTES = 1 << 16
 
 
 def words(count: int) -> str:
@@ -51,7 +52,8 @@ class Served:
 class _Connection(asyncio.Protocol):
     def __init__(self, log: list[Served]) -> None:
         self._log = log
-        self._buffer = b""
+        self._buffer = bytearray()
+        self._needed = 0  # bytes of a request whose length is known
         self._served: Served | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -66,15 +68,24 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
+        if len(self._buffer) < self._needed:
+            return
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
-            head = self._buffer[: end + 2]
+            head = bytes(self._buffer[: end + 2])
             found = _LENGTH.search(head)
-            size = int(found[1]) if found else 0
-            if len(self._buffer) < end + 4 + size:
+            self._needed = end + 4 + (int(found[1]) if found else 0)
+            if len(self._buffer) < self._needed:
                 return
-            body = self._buffer[end + 4 : end + 4 + size]
-            self._buffer = self._buffer[end + 4 + size :]
+            body = self._body(end + 4, self._needed)
+            del self._buffer[: self._needed]
+            self._needed = 0
             self._answer(head, body)
+
+    def _body(self, start: int, stop: int) -> bytes:
+        """What is asked for stands at either end of a large body."""
+        if stop - start <= 2 * _SEARCHED_BYTES:
+            return bytes(self._buffer[start:stop])
+        return bytes(self._buffer[start : start + _SEARCHED_BYTES] + self._buffer[stop - _SEARCHED_BYTES : stop])
 
     def _answer(self, head: bytes, body: bytes) -> None:
         if head.startswith(b"GET "):

@@ -6,6 +6,7 @@ Owns the sizes and the measurement; minutes on a busy machine, so it runs with -
 import asyncio
 import gzip
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ pytestmark = [pytest.mark.long, pytest.mark.anyio]
 
 LIMIT_BYTES = 32 << 20
 STREAMS, CHUNKS, PACE_MS = 20, 100, 60
-LONGEST_GAP_S = 1.0  # between two pieces of a stream whose own pace is 60 ms
+LONGEST_GAP_S = 0.75  # between two pieces of a stream whose own pace is 60 ms, on a machine that does nothing else
 PROMPT = {"role": "user", "content": f"chunks={CHUNKS} pace_ms={PACE_MS}"}
 
 
@@ -92,7 +93,7 @@ async def test_the_largest_bodies_hold_up_nobody(paced: Paced) -> None:
         streams = [group.create_task(longest_gap_s(client, ready)) for _ in range(STREAMS)]
         for _ in range(STREAMS):
             await ready.acquire()
-        replies = await asyncio.to_thread(send_all, paced.gateway.base_url, key, bodies)
+        replies, busy = await asyncio.to_thread(send_all, paced.gateway.base_url, key, bodies)
     gaps = [stream.result() for stream in streams]
     grown = edge.memory_info().rss - memory
 
@@ -100,6 +101,9 @@ async def test_the_largest_bodies_hold_up_nobody(paced: Paced) -> None:
     assert statuses == {"dropped": 200, "seen": 200, "packed": 200, "over": 413, "by a byte": 413, "bomb": 413}
     assert replies["dropped"].headers["x-mws-dropped"] == "images=1"
     assert {replies[name].json()["error"]["type"] for name in ("over", "by a byte", "bomb")} == {"request_too_large"}
-    print(f"longest gap {max(gaps):.3f} s of {STREAMS} streams at {PACE_MS} ms, memory grew by {grown >> 20} MiB")
-    assert max(gaps) < LONGEST_GAP_S
+    print(
+        f"longest gap {max(gaps):.3f} s of {STREAMS} streams at {PACE_MS} ms on a machine {busy:.1f} times too busy; "
+        f"memory grew by {grown >> 20} MiB"
+    )
+    assert max(gaps) < LONGEST_GAP_S * busy
     assert grown < 8 * LIMIT_BYTES

@@ -60,7 +60,21 @@ async def test_a_body_may_speak_of_upgrades(edge: RunningEdge) -> None:
     ],
 )
 async def test_a_head_is_read_up_to_its_limit(edge: RunningEdge, head: bytes) -> None:
-    assert (await exchange(edge, head[: HEAD_LIMIT_BYTES + 1])).startswith(b"HTTP/1.1 431 ")
+    assert refusal_of(await exchange(edge, head[: HEAD_LIMIT_BYTES + 1])) == 431
+
+
+def refusal_of(answer: bytes) -> int:
+    """The status of an answer to what could not be read; whole in either dialect."""
+    head, _, text = answer.partition(b"\r\n\r\n")
+    body = json.loads(text)
+    assert f"\r\nrequest-id: {body['request_id']}\r\nx-request-id: {body['request_id']}\r\n".encode() in head
+    assert body["error"].keys() == {"type", "message", "param", "code"}
+    assert (body["type"], body["error"]["type"]) == ("error", "invalid_request_error")
+    return int(head.split(b" ")[1])
+
+
+async def test_what_is_no_request_is_answered_in_both_dialects(edge: RunningEdge) -> None:
+    assert refusal_of(await exchange(edge, b"what is this\r\n\r\n")) == 400
 
 
 async def test_large_bodies_and_many_requests_are_no_large_heads(edge: RunningEdge) -> None:
