@@ -44,6 +44,7 @@ async def open_shared(url: str, *, may_migrate: bool = True) -> AsyncIterator[tu
         await database.prepare()
         # No TaskGroup: it would wrap whatever ends the body. This work catches all that a server can do to it.
         listening = asyncio.create_task(replicas.run(database.connect, store.changed_since, LOST))
+        listening.add_done_callback(replicas.note_end)
         await replicas.refresh()
         yield store, replicas
     finally:

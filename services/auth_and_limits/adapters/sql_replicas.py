@@ -46,7 +46,15 @@ class Replicas:
         self._seen_by: dict[str, int] = {}
         self._write_from_s = 0.0
         self._is_away = False  # said once, however long it lasts
-        self.is_healthy = False
+        self._is_listening = False
+        self._failure: BaseException | None = None
+
+    @property
+    def is_healthy(self) -> bool:
+        """Raises RuntimeError if listening ended by a defect: a process that is deaf for good must not go on."""
+        if self._failure is not None:
+            raise RuntimeError("listening for changes of accounts ended") from self._failure
+        return self._is_listening
 
     @property
     def is_fresh(self) -> bool:
@@ -84,9 +92,9 @@ class Replicas:
                     await self._listen(connection, changed_since)
                 except ended as error:
                     _log.warning("accounts.lost", why=type(error).__name__)
-                    at_once = self.is_healthy  # a connection may end while its server lives
+                    at_once = self._is_listening  # a connection may end while its server lives
                 finally:
-                    self.is_healthy = False
+                    self._is_listening = False
                     self._decided.clear()
                     connection.terminate()
             if not at_once:
@@ -105,7 +113,7 @@ class Replicas:
         if self._is_away:
             self._is_away = False
             _log.info("accounts.back")
-        self.is_healthy = True
+        self._is_listening = True
         self._decided.set()
         while True:
             try:
@@ -115,6 +123,11 @@ class Replicas:
                 pass
             self._wake.clear()
             await self._catch_up(connection, changed_since)
+
+    def note_end(self, listening: "asyncio.Task[None]") -> None:
+        """The task of `run` ended."""
+        if not listening.cancelled():
+            self._failure = listening.exception()
 
     def _note_away(self, error: BaseException) -> None:
         if not self._is_away:

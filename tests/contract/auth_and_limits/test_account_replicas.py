@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from services.auth_and_limits import api_keys
 from services.auth_and_limits.account_stores import open_shared
 from services.auth_and_limits.adapters.sql_migrations import KNOWN, AccountSchemaError
+from services.auth_and_limits.adapters.sql_replicas import Replicas
 from services.auth_and_limits.directory import Directory
 from services.auth_and_limits.identity import OidcTokens
 from services.auth_and_limits.migrate import bring_up
@@ -275,3 +276,20 @@ def test_the_migration_says_what_it_did(
     said = capsys.readouterr()
     assert KNOWN in said.out
     assert said.err.startswith("error: ")
+
+
+async def test_a_replica_that_is_deaf_by_a_defect_says_so() -> None:
+    async def connect(_: str) -> Any:
+        raise KeyError("a defect")
+
+    async def changed_since(_: int) -> Any:
+        raise AssertionError("never asked")
+
+    replica = Replicas("x")
+    listening = asyncio.ensure_future(replica.run(connect, changed_since, (OSError,)))
+    listening.add_done_callback(replica.note_end)
+    await asyncio.wait([listening])
+    await asyncio.sleep(0)
+
+    with pytest.raises(RuntimeError, match="listening"):
+        _ = replica.is_healthy
