@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-FILES = ("tests/wire/test_fuzz.py", "tests/unit/upstreams/test_sse.py")
+FILES = ("tests/wire/test_fuzz.py", "tests/unit/upstreams/test_sse.py", "tests/wire/edge/test_openapi.py")
 LONGEST_TEST_S = 600  # one that takes longer hangs
 
 

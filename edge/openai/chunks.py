@@ -49,6 +49,11 @@ def _finish_reason(reason: pb.FinishReason.ValueType, *, is_legacy: bool) -> byt
     return _FINISH_REASONS.get(reason, b'"stop"')
 
 
+def _is_custom_call(block: pb.OpaqueBlock) -> bool:
+    """A whole entry of `tool_calls` that is no function's; its JSON begins with a member."""
+    return block.dialect == pb.DIALECT_OPENAI and block.type == "custom"
+
+
 class ChatStream:
     """Writes one stream. Role once, id and name of each call once, one finish chunk, `[DONE]` last."""
 
@@ -75,6 +80,7 @@ class ChatStream:
             "thinking_delta": self._thinking,
             "tool_call_started": self._tool_started,
             "tool_call_delta": self._tool_delta,
+            "opaque_block": self._opaque,
             "finished": self._finished,
         }
 
@@ -122,6 +128,13 @@ class ChatStream:
             % (self._calls, _encode(call.id), _encode(call.name))
         )
 
+    def _opaque(self, block: pb.OpaqueBlock) -> bytes:
+        if self._is_legacy or not _is_custom_call(block):
+            return b""
+        before = self._end_call()
+        self._calls += 1
+        return before + self._chunk(b'{"tool_calls":[{"index":%d,%b]}' % (self._calls, block.json[1:].encode()))
+
     def _tool_delta(self, delta: pb.ToolCallDelta) -> bytes:
         return self._arguments(delta.arguments_json) if delta.arguments_json else b""
 
@@ -164,7 +177,7 @@ class ChatFold:
         self._shows_thinking = shows_thinking
         self._text: list[str] = []
         self._thinking: list[str] = []
-        self._calls: list[tuple[pb.ToolCallStarted, list[str]]] = []
+        self._calls: list[tuple[pb.ToolCallStarted | bytes, list[str]]] = []  # a call of a custom tool is whole
         self._end: pb.Finished | None = None
 
     def feed(self, events: Iterable[pb.GenerationEvent]) -> None:
@@ -175,12 +188,18 @@ class ChatFold:
             elif kind == "thinking_delta":
                 if self._shows_thinking:
                     self._thinking.append(event.thinking_delta.text)
-            elif kind == "tool_call_started":
-                self._calls.append((event.tool_call_started, []))
             elif kind == "tool_call_delta":
                 self._calls[-1][1].append(event.tool_call_delta.arguments_json)
             elif kind == "finished":
                 self._end = event.finished
+            else:
+                self._begin_call(event)
+
+    def _begin_call(self, event: pb.GenerationEvent) -> None:
+        if event.HasField("tool_call_started"):
+            self._calls.append((event.tool_call_started, []))
+        elif _is_custom_call(event.opaque_block) and not self._is_legacy:
+            self._calls.append((event.opaque_block.json.encode(), []))
 
     def reply(self) -> bytes:
         assert self._end is not None
@@ -204,14 +223,18 @@ class ChatFold:
         if self._thinking:
             members.append(b'"reasoning_content":%b' % _encode("".join(self._thinking)))
         if self._calls and self._is_legacy:
-            members.append(b'"function_call":%b' % _function(*self._calls[0]))
+            started, pieces = self._calls[0]
+            assert not isinstance(started, bytes)
+            members.append(b'"function_call":%b' % _function(started, pieces))
         elif self._calls:
-            calls = [
-                b'{"id":%b,"type":"function","function":%b}' % (_encode(started.id), _function(started, pieces))
-                for started, pieces in self._calls
-            ]
-            members.append(b'"tool_calls":[%b]' % b",".join(calls))
+            members.append(b'"tool_calls":[%b]' % b",".join(_call(*call) for call in self._calls))
         return b"{%b}" % b",".join(members)
+
+
+def _call(started: pb.ToolCallStarted | bytes, pieces: list[str]) -> bytes:
+    if isinstance(started, bytes):
+        return started
+    return b'{"id":%b,"type":"function","function":%b}' % (_encode(started.id), _function(started, pieces))
 
 
 def _function(started: pb.ToolCallStarted, pieces: list[str]) -> bytes:

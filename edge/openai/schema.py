@@ -293,12 +293,20 @@ class Usage(Struct):
     completion_tokens_details: CompletionDetails
 
 
+class CustomCall(Struct):
+    """A call of a custom tool. `input` is free text."""
+
+    name: str
+    input: str
+
+
 class ReplyToolCall(Struct):
-    """A tool call of an answer."""
+    """A tool call of an answer: of a function, or of a custom tool of the caller."""
 
     id: str
-    type: Literal["function"]
-    function: FunctionCall
+    type: Literal["function", "custom"]
+    function: FunctionCall | UnsetType = UNSET
+    custom: CustomCall | UnsetType = UNSET
 
 
 class ReplyMessage(Struct):

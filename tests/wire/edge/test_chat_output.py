@@ -14,6 +14,8 @@ from mws.inference.v1 import generation_pb2 as pb
 
 from edge.answer import Head
 from edge.openai.chunks import ChatFold, ChatStream
+from edge.openai.requests import read_chat
+from services.routing_and_inference.upstreams.openai_request import write_request
 from tests.wire.edge import events as ev
 from tests.wire.through import Heard, Said, check_stream, folded, hear, request_from, said
 
@@ -44,10 +46,11 @@ def calls(*pieces: Chunk) -> Chunk:
     return chunk({"tool_calls": list(pieces)})
 
 
-def hear_chunks(*chunks: Chunk, done: bool = True) -> Heard:
+def hear_chunks(*chunks: Chunk, done: bool = True, functions_only: bool = True) -> Heard:
     body = b"".join(b"data: %b\n\n" % json.dumps(one).encode() for one in chunks) + (DONE if done else b"")
     heard = hear([body], request_from("openai", "openai", stream=True), "openai")
-    check_stream(heard)
+    if functions_only:
+        check_stream(heard)
     return heard
 
 
@@ -218,6 +221,31 @@ def test_a_second_call_of_the_same_id_is_a_call_of_its_own() -> None:
 def test_arguments_that_are_no_json_fail_nothing(text: str, expected: str) -> None:
     (made,) = folded(hear_chunks(calls(piece(text, "f", "call_1")), CALLED, usage()))["calls"]
     assert made[3] == expected
+
+
+def test_a_call_of_a_custom_tool_is_told_whole_and_last() -> None:
+    custom = {"index": 0, "id": "call_c", "type": "custom", "custom": {"name": "c", "input": "a"}}
+    function, rest = calls(piece(ARGUMENTS, "f", "call_1", index=1)), calls({"index": 0, "custom": {"input": "b"}})
+    heard = hear_chunks(calls(custom), function, rest, CALLED, functions_only=False)
+    whole = {"id": "call_c", "type": "custom", "custom": {"name": "c", "input": "ab"}}
+    assert deltas_of(heard)[-2] == {"tool_calls": [{"index": 1, **whole}]}
+    message = {"role": "assistant", "content": None, "tool_calls": [custom]}
+    body = json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]}).encode()
+    reply = json.loads(hear([body], request_from("openai", "openai", stream=False), "openai", is_whole=True).body)
+    assert reply["choices"][0]["message"]["tool_calls"] == [{**whole, "custom": {"name": "c", "input": "a"}}]
+    assert reply["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_a_custom_tool_may_be_chosen() -> None:
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hi"}],
+        "tools": [{"type": "custom", "custom": {"name": "c", "format": {"type": "text"}}}],
+        "tool_choice": {"type": "custom", "custom": {"name": "c"}},
+    }
+    made = read_chat(json.dumps(body).encode()).generation
+    sent = json.loads(write_request(request_from("openai", "openai", stream=False, made=made)).body)
+    assert (sent["tools"], sent["tool_choice"]) == (body["tools"], body["tool_choice"])
 
 
 def test_nothing_empty_stands_before_a_call() -> None:

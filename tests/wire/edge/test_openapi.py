@@ -41,7 +41,7 @@ def door(gateway: Gateway) -> tuple[str, dict[str, str]]:
 
 @pytest.mark.parametrize("gateway", ["link"], indirect=True)
 @schema.parametrize()
-@settings(max_examples=1000 if IS_THOROUGH else 15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300 if IS_THOROUGH else 15, deadline=None, suppress_health_check=list(HealthCheck))
 def test_the_document_holds(case: "schemathesis.Case[Any]", door: tuple[str, dict[str, str]]) -> None:
     base_url, headers = door
     case.call_and_validate(base_url=base_url, headers=headers, checks=CHECKS)
