@@ -14,7 +14,7 @@ from mws.metering.v1 import metering_service_pb2 as metering_pb
 
 from services.routing_and_inference import metrics
 from services.routing_and_inference.adapters.recorder import Recorded
-from services.routing_and_inference.admission import Admissions, AnsweredEarlierError, OpenCall, Order
+from services.routing_and_inference.admission import Admissions, OpenCall, Order
 from services.routing_and_inference.attempts import Attempts, context_too_long
 from services.routing_and_inference.catalog import Profile
 from services.routing_and_inference.current import CurrentCatalogue
@@ -38,13 +38,7 @@ from services.routing_and_inference.settlement import (
     ending_of_failure,
 )
 from services.runtime.calls import Call
-from services.runtime.errors import (
-    FieldViolation,
-    GatewayError,
-    IdempotencyKeyReusedError,
-    InvalidRequestError,
-    NotFoundError,
-)
+from services.runtime.errors import FieldViolation, GatewayError, InvalidRequestError, NotFoundError
 
 
 class ForwardedRun(msgspec.Struct, eq=False):
@@ -130,12 +124,7 @@ class Forwarder:
             body_sha256=request.body_sha256,
             max_output_tokens=profile.max_output_tokens,
         )
-        try:
-            opened = await self._admissions.open(order, call)
-        except AnsweredEarlierError as earlier:
-            raise IdempotencyKeyReusedError(
-                "answers of forwarded calls are not kept for replay", details=[earlier.limits]
-            ) from None
+        opened = await self._admissions.open(order, call)
         answer = NativeAnswer(prompt.estimated_tokens, is_kept=bool(request.idempotency_key))
         attempts = Attempts(self._fleet, profile, Demand(opened.hold.account_id, opened.order.bound.rate_tokens))
         return ForwardedRun(call, opened, request, prompt, answer, attempts)
