@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import anthropic
+import httpx2
 import pytest
 from joserfc.jwk import RSAKey
 
@@ -93,6 +94,22 @@ def test_usage_is_priced_by_the_model_and_attributed_to_the_application(company:
     cost = 7 * 5000 + 11 * 25000 + 13 * 500 + 17 * 6250 + 19 * 10000
     row = company.usage("application")["pricing suite"]
     assert (row["calls"], row["charged_nano_usd"]) == (2, 2 * cost)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_retry_under_an_idempotency_key_gets_the_same_words_and_runs_nothing(company: Company, stream: bool) -> None:
+    answers = [company.post({**ASK, "stream": stream}, idempotency_key=f"retry {stream}") for _ in range(2)]
+    other = company.post({**ASK, "top_k": 1, "stream": stream}, idempotency_key=f"retry {stream}")
+    asked = [asked for asked in company.claude.asked if asked.headers["x-request-id"].startswith(_id_of(answers[1]))]
+
+    assert [answer.status_code for answer in answers] == [200, 200], answers[1].text
+    assert answers[0].content == answers[1].content
+    assert asked == []
+    assert (other.status_code, list(other.json())) == (409, ["detail"])
+
+
+def _id_of(answer: httpx2.Response) -> str:
+    return answer.headers["request-id"]
 
 
 def _forged(token: str, algorithm: str, secret: bytes | None) -> str:
