@@ -111,6 +111,9 @@ class Directory:
 
     def apply(self, changed: Changed) -> None:
         """Other replicas wrote: what is in memory becomes as new as that."""
+        if changed.is_reset:
+            for memory in (self._accounts, self._keys, self._key_ids, self._teams):
+                memory.clear()
         for account in changed.accounts:
             if account.account_id in self._accounts:
                 self.put_account(account)

@@ -92,12 +92,13 @@ class HoldStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """What is different since an earlier revision, as it is now."""
+    """What is different since an earlier revision, as it is now. `is_reset`: the store went back; forget all."""
 
     revision: int
     accounts: Sequence[Account]
     keys: Sequence[Key]
     ended_team_ids: Sequence[str]
+    is_reset: bool = False
 
 
 class ChangeFeed(Protocol):

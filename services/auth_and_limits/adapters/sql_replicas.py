@@ -138,6 +138,9 @@ class Replicas:
         revision = await connection.fetchval(_LAST_REVISION, timeout=_ANSWER_S)
         if self._revision is None:
             self._revision = revision  # nothing is in memory yet that could be older
+        elif revision < self._revision:  # a standby took over that had not heard of everything
+            self._apply(Changed(revision, [], [], [], is_reset=True))
+            self._revision = revision
         elif revision > self._revision:
             changed = await changed_since(self._revision)
             self._apply(changed)

@@ -167,6 +167,17 @@ async def test_a_team_that_another_replica_deleted_is_not_remembered() -> None:
         await directory.team_by_token("t")
 
 
+async def test_a_store_that_went_back_is_asked_anew() -> None:
+    store = CountingStore()
+    directory = directory_on(store)
+    await directory.payer_by_key(api_keys.digest(GOOD))
+    directory.put_account(replace(ACCOUNT, suspended=True, revision=9))
+    directory.apply(Changed(8, [], [], [], is_reset=True))
+
+    assert (await directory.payer_by_key(api_keys.digest(GOOD))).account == ACCOUNT
+    assert len(store.looked_up) == 2
+
+
 @pytest.mark.parametrize(
     "account",
     [
