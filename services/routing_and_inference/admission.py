@@ -23,6 +23,7 @@ from services.routing_and_inference.current import CurrentCatalogue
 from services.runtime.callers import account_for
 from services.runtime.calls import Call, CallerClass
 from services.runtime.errors import (
+    CallerNotAllowedError,
     CreditExhaustedError,
     DeadlineExceededError,
     FieldViolation,
@@ -155,7 +156,7 @@ class Admissions:
             return error
         try:
             known = await self._admission.GetLimits(pb.GetLimitsRequest(credential=credential), timeout=_TIMEOUT_S)
-        except (MissingCredentialError, InvalidCredentialError) as refused:
+        except (MissingCredentialError, InvalidCredentialError, CallerNotAllowedError) as refused:
             return refused
         except GatewayError:
             return error  # what is wrong with the request is true whoever pays

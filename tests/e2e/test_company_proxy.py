@@ -175,6 +175,8 @@ def test_a_token_is_answered_as_documented(company: Company, make: Any, status: 
 def test_a_bad_token_is_worse_news_than_a_bad_body(company: Company) -> None:
     assert company.post({}, token=company.realm.token(aud="x")).status_code == 401
     assert company.post({}, token=company.realm.token(resource_access=None)).status_code == 403
+    unknown = {**ASK, "model": "gpt-4o"}
+    assert company.post(unknown, token=company.realm.token(resource_access=None)).status_code == 403
     assert company.post({}).status_code == 422
 
 
