@@ -323,6 +323,13 @@ class ToolUseReply(Struct, tag_field="type", tag="tool_use"):
     input: dict[str, Raw]
 
 
+class RefusalDetails(Struct, tag_field="type", tag="refusal"):
+    """Why an answer was refused, if its upstream explains it."""
+
+    category: str | None
+    explanation: str | None
+
+
 class MessageReply(Struct):
     """The answer of POST /v1/messages."""
 
@@ -334,6 +341,7 @@ class MessageReply(Struct):
     stop_reason: str
     stop_sequence: str | None
     usage: Usage
+    stop_details: RefusalDetails | None = None
 
 
 class CountTokensReply(Struct):
