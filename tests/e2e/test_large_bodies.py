@@ -20,7 +20,7 @@ from tests.paced import Paced
 from tests.provider import Provider
 from tests.rule_book import CheckedTransport
 
-pytestmark = [pytest.mark.long, pytest.mark.anyio]
+pytestmark = [pytest.mark.long, pytest.mark.anyio, pytest.mark.timeout(300)]
 
 LIMIT_BYTES = 32 << 20
 STREAMS, CHUNKS, PACE_MS = 20, 100, 60
