@@ -90,7 +90,7 @@ def a_call(dice: random.Random, account_id: str = ACCOUNT) -> UsageEvent:
     )
 
 
-async def write_past(store: LedgerStore, calls: int = 240) -> None:
+async def write_past(store: LedgerStore, calls: int = 150) -> None:
     """From October 2026 to January 2027: calls on every second day, credits of all kinds, refunds and corrections."""
     dice, past = random.Random(1), Past(store)
     await past.register()

@@ -44,6 +44,10 @@ async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         yield replicas
 
 
+one_store = pytest.mark.parametrize("stores", ["sqlite"], indirect=True)
+"""For what is the same code on every store."""
+
+
 def an_answer(message: bytes = b"hello", key: str = "k") -> KeptAnswer:
     return KeptAnswer(key, BODY, "test", message)
 
@@ -93,6 +97,7 @@ async def test_of_calls_that_race_for_a_key_one_is_charged(stores: list[LedgerSt
     assert (await stores[0].customer(ACCOUNT)).balance_nano_usd == -COST
 
 
+@one_store
 async def test_an_answer_that_is_too_large_still_takes_its_key(stores: list[LedgerStore]) -> None:
     await record(stores[0], an_event(), an_answer(b"x" * MAX_MESSAGE_BYTES, "just"))
     await record(stores[0], an_event(), an_answer(b"x" * (MAX_MESSAGE_BYTES + 1)))
@@ -102,6 +107,7 @@ async def test_an_answer_that_is_too_large_still_takes_its_key(stores: list[Ledg
     assert ((await kept(stores[0])).answer.message, second.kind) == (b"", usage.OutcomeKind.REJECTED)
 
 
+@one_store
 async def test_what_is_not_posted_keeps_nothing(stores: list[LedgerStore]) -> None:
     await record(stores[0], an_event(price_book_version="0" * 64), an_answer())
     await record(stores[0], an_event(profile="unpriced"), an_answer())

@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
 
@@ -25,6 +24,7 @@ from services.metering.reports import Reports, UsageSelection
 from services.metering.stores import Stores
 from tests.contract.metering.building import ACCOUNT, DAY_US
 from tests.contract.metering.busy_account import START_US, write_past
+from tests.postgres_server import PostgresServer
 
 GROUPINGS = ("total", "account", "profile", "key", "application", "upstream", "day", "hour")
 MONTHS = ("2026-10", "2026-11", "2026-12", "2027-01")
@@ -38,20 +38,23 @@ async def _nothing() -> None:
     return None
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stores]:
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+async def stores(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stores]:
+    """One past for all tests of this module: none of them writes."""
     async with AsyncExitStack() as stack:
         ledger: LedgerStore
         reports: Reports
         if request.param == "sqlite":
-            path = tmp_path / "ledger.sqlite3"
+            path = tmp_path_factory.mktemp("reports") / "ledger.sqlite3"
             ledger = await stack.enter_async_context(open_ledger(path, write_timeout_s=20.0))
             reports = await stack.enter_async_context(open_reports(path))
         else:
             from services.metering.adapters.postgres_ledger import open_postgres_ledger
             from services.metering.adapters.postgres_reports import open_postgres_reports
 
-            url = request.getfixturevalue("postgres_url")
+            server: PostgresServer = request.getfixturevalue("postgres_session")
+            url = server.create_database()
+            stack.callback(server.drop_database, url)
             ledger = await stack.enter_async_context(open_postgres_ledger(url, write_timeout_s=20.0))
             reports = await stack.enter_async_context(open_postgres_reports(url))
         await write_past(ledger)
