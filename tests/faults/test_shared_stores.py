@@ -10,7 +10,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import pytest
 
 from tests.breaking import nothing_is_held
 from tests.gateway import Account, Gateway
-from tests.load import Answer, Load, chat, eventually, messages
+from tests.load import Answer, Load, Request, chat, eventually, messages
 from tests.paced import Paced
 from tests.postgres_server import PostgresServer
 from tests.provider import Provider
@@ -69,9 +69,9 @@ def scaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scaled]:
 
 
 @asynccontextmanager
-async def under_load(scaled: Scaled, account: Account) -> AsyncIterator[Load]:
+async def under_load(scaled: Scaled, account: Account, requests: Sequence[Request] = REQUESTS) -> AsyncIterator[Load]:
     """Calls all the while; afterwards no answer was false and nothing was lost, doubled or kept back."""
-    load = Load(scaled.caller(account), REQUESTS, WIDTH)
+    load = Load(scaled.caller(account), requests, WIDTH)
     over = asyncio.Event()
     running = asyncio.ensure_future(load.until(over))
     await eventually(lambda: sum(answer.ok for answer in load.answers) >= WIDTH, within_s=30, why="load")
@@ -145,6 +145,22 @@ async def test_redis_wiped(scaled: Scaled) -> None:
         last_refused_s = max(answer.sent_at_s for answer in refused_since(load, began_s))
         print(f"wiped: calls again after {last_refused_s - began_s:.2f} s")
         assert LEARNING_S - 1 < last_refused_s - began_s < LEARNING_S + 4
+
+
+async def test_metering_stopped_for_a_minute_keeps_no_slot_and_no_tokens(scaled: Scaled) -> None:
+    """Estimates are many times what is used: kept until metering is back, they would use up the minute at once."""
+    account = scaled.account("slots", concurrency=2 * WIDTH, tpm=300_000)
+    requests = [messages("chunks=8 pace_ms=30", max_tokens=1_000), chat("chunks=4 pace_ms=30", max_tokens=1_000)]
+    async with under_load(scaled, account, requests) as load:
+        metering = scaled.gateway.pid("metering")
+        os.kill(metering, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            os.kill(metering, signal.SIGCONT)
+        print(f"metering away: {Counter(answer.status for answer in load.answers)}")
+    refused = [answer for answer in load.answers if not answer.ok]
+    assert not refused, (refused[0].status, refused[0].error)
 
 
 async def test_a_replica_of_redis_promoted(scaled: Scaled) -> None:

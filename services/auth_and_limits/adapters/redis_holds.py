@@ -48,6 +48,8 @@ from services.runtime.errors import (
 
 TOMBSTONE_MS = 3_600_000
 _DONE, _UNLOADED = int(Code.DONE), int(Code.UNLOADED)
+_SENT_AT_ONCE = 64
+_CLOSED_AT_ONCE = 8
 _FIRST_LOOK_S = 0.02
 _LAST_LOOK_S = 0.25
 
@@ -169,19 +171,14 @@ class RedisHolds:
         return paid
 
     async def change_balances(self, balances: Sequence[Balance]) -> None:
-        await self._all(
-            [
-                (
-                    "balance",
-                    balance.account_id,
-                    balance.seq,
-                    balance.balance_nano_usd,
-                    balance.lifetime_paid_nano_usd,
-                    *balance.closed_call_ids,
-                )
-                for balance in balances
-            ]
-        )
+        asked: list[tuple[Argument, ...]] = []
+        for balance in balances:
+            values = balance.seq, balance.balance_nano_usd, balance.lifetime_paid_nano_usd
+            closed = balance.closed_call_ids
+            # The balance goes first: a hold that closes before it would lend its money out.
+            for first in range(0, len(closed) or 1, _CLOSED_AT_ONCE):
+                asked.append(("balance", balance.account_id, *values, *closed[first : first + _CLOSED_AT_ONCE]))
+        await self._all(asked)
 
     async def closed(self, call_id: str, account_id: str | None) -> Hold:
         owner = account_id or await self._owner(call_id)
@@ -242,8 +239,15 @@ class RedisHolds:
         return answer
 
     async def _all(self, asked: Sequence[tuple[Argument, ...]]) -> list[list[Any]]:
-        """The answers of scripts that are sent together: (script, account, arguments…). Any failure fails them all."""
-        return await self._link.run_all([(name, key_of(str(account)), *rest) for name, account, *rest in asked])
+        """The answers of many scripts: (script, account, arguments…). Any failure fails them all.
+
+        However many, admissions of others come in between, and no answer is awaited longer than Redis may take.
+        """
+        answers: list[list[Any]] = []
+        for first in range(0, len(asked), _SENT_AT_ONCE):
+            some = asked[first : first + _SENT_AT_ONCE]
+            answers += await self._link.run_all([(name, key_of(str(account)), *rest) for name, account, *rest in some])
+        return answers
 
     async def _owner(self, call_id: str) -> str:
         """The account of a call, where nobody said it; empty: not known."""

@@ -18,12 +18,13 @@ from services.auth_and_limits.holds import Hold, HoldState
 from services.auth_and_limits.records import Account, Admitted, Ask, Balance, Payer, Refused
 from services.runtime.errors import CallAlreadyAdmittedError, NotFoundError, StoreUnavailableError
 from services.runtime.ids import new_id
-from tests.contract.auth_and_limits.hold_store import ACCOUNT_ID, USD, ask
+from tests.contract.auth_and_limits.hold_store import ACCOUNT_ID, USD, ask, with_ceilings
 from tests.contract.auth_and_limits.replicas import Ledger, Options, replicas
 from tests.load import eventually
 from tests.redis_server import RedisServer
 
 PAYER = Payer(Account(ACCOUNT_ID, "acme", "plain"))
+GENEROUS = Payer(with_ceilings(PAYER.account, 10_000_000, 10_000_000, 10_000_000))
 PATIENT = 0.25
 
 
@@ -292,3 +293,29 @@ async def test_whose_hold_it_is_need_not_be_said(redis_server: RedisServer) -> N
         assert (await holds.closed(asked.call_id, None)).state is HoldState.VOIDED
         with pytest.raises(NotFoundError):
             await holds.closed(new_id(), None)
+
+
+async def test_a_backlog_of_closed_calls_holds_nobody_up(redis_server: RedisServer) -> None:
+    """What gathered while metering could not deliver arrives at once; decisions go on in between, within their time."""
+    async with replicas(redis_server.url, 2, Options(balances=funded(), patience_s=PATIENT)) as [holds, others]:
+        running = [ask(1) for _ in range(3_000)]
+        for first in range(0, len(running), 100):
+            await asyncio.gather(*(holds.admit(asked, GENEROUS) for asked in running[first : first + 100]))
+        assert held(redis_server) == (3_000, 3_000)
+        over = asyncio.Event()
+
+        async def decide() -> int:
+            count = 0
+            while not over.is_set():
+                assert isinstance(await others.admit(ask(0), GENEROUS), Admitted)
+                count += 1
+            return count
+
+        deciding = asyncio.ensure_future(decide())
+        closed = tuple(asked.call_id for asked in running)
+        await holds.change_balances([Balance(ACCOUNT_ID, 2, USD - 3_000, 0, closed)])
+        over.set()
+
+        count = await deciding
+        assert count > 0
+        assert held(redis_server) == (0, count)
