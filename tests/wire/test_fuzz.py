@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mws.inference.v1 import generation_pb2 as pb
 
@@ -58,6 +58,9 @@ BODIES: dict[str, list[Any]] = {
     "openai": [openai_message(reply) for reply in REPLIES],
     "anthropic": [anthropic_message(reply) for reply in REPLIES],
 }
+
+# Each example is heard four times, so the quick suite makes do with fewer; `make fuzz` has its own profile.
+thrifty = settings(max_examples=min(settings().max_examples, max(settings().max_examples // 3, 20)))
 
 scalars = st.none() | st.booleans() | st.integers(-2, 2**65) | st.floats() | st.text(max_size=6)
 words = st.sampled_from(
@@ -160,6 +163,7 @@ def check(heard: Heard) -> None:
 
 
 @pytest.mark.parametrize("upstream", FRAMES)
+@thrifty
 @given(data=st.data())
 def test_no_stream_of_an_upstream_does_harm(upstream: str, data: st.DataObject) -> None:
     pieces = data.draw(streams(upstream))
@@ -176,6 +180,7 @@ def test_no_stream_of_an_upstream_does_harm(upstream: str, data: st.DataObject) 
 
 
 @pytest.mark.parametrize("upstream", BODIES)
+@thrifty
 @given(data=st.data())
 def test_no_body_of_an_upstream_does_harm(upstream: str, data: st.DataObject) -> None:
     body = damaged(data.draw(st.sampled_from(BODIES[upstream])), data.draw, 4)
