@@ -24,10 +24,9 @@ from services.routing_and_inference.current import CurrentCatalogue
 from services.routing_and_inference.fleet import Demand, Fleet
 from services.routing_and_inference.patience import Batches, first_content_within
 from services.routing_and_inference.ports import Upstream, UpstreamRequest
-from services.routing_and_inference.prompt import Prompt, drop_images, read_prompt
+from services.routing_and_inference.prompt import Prompt, drop_images, head_of, read_prompt
 from services.routing_and_inference.replaying import Fold, kept_form
 from services.routing_and_inference.rescue import Continuation, continuation
-from services.routing_and_inference.routing import head_of
 from services.routing_and_inference.settlement import (
     BALANCE_CUT,
     COMPLETE,
@@ -105,8 +104,8 @@ class Generator:
                     finally:
                         await batches.aclose()
                     run.answer.require_end()
+            response.events.extend(run.answer.remainder())  # from here on it counts as delivered
             charged = charged_of(await self._settle(run))
-            response.events.extend(run.answer.remainder())
             run.answer.finish(response.events.add().finished, charged)
             yield response
         except BaseException as error:

@@ -3,6 +3,7 @@
 Owns what may stand in a `Generation`; refuses to know prices, and leaves other people's JSON as it came.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -25,6 +26,16 @@ class Prompt(msgspec.Struct, frozen=True):
     size: PromptSize
     estimated_tokens: int
     dropped_images: int
+
+
+def head_of(generation: pb.Generation) -> bytes:
+    """What all turns of a conversation have in common: everything up to its first message of the user."""
+    digest = hashlib.blake2b(digest_size=16)
+    for message in generation.messages:
+        digest.update(message.SerializeToString(deterministic=True))
+        if message.role == pb.ROLE_USER:
+            break
+    return digest.digest()
 
 
 def read_prompt(generation: pb.Generation, *, has_vision: bool) -> Prompt:

@@ -7,8 +7,6 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 
-from mws.inference.v1 import generation_pb2 as pb
-
 from services.routing_and_inference.catalog import UpstreamTarget
 
 Load = Callable[[UpstreamTarget], int]
@@ -35,16 +33,6 @@ def rank(
     if first.priority == second.priority and load(first) * second.weight > load(second) * first.weight:
         ranked[:2] = second, first
     return ranked
-
-
-def head_of(generation: pb.Generation) -> bytes:
-    """What all turns of a conversation have in common: everything up to its first message of the user."""
-    digest = hashlib.blake2b(digest_size=16)
-    for message in generation.messages:
-        digest.update(message.SerializeToString(deterministic=True))
-        if message.role == pb.ROLE_USER:
-            break
-    return digest.digest()
 
 
 def rank_by_head(candidates: Sequence[UpstreamTarget], head: bytes, load: Load) -> list[UpstreamTarget]:

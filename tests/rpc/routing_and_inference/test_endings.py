@@ -334,3 +334,12 @@ async def test_a_failure_under_an_idempotency_key_leaves_the_key_free(tmp_path: 
 
         assert request.call_id not in world.metering.posted
         assert request.call_id not in world.admission.finished
+
+
+async def test_an_answer_in_one_piece_without_reported_usage_is_charged_as_delivered(tmp_path: Path) -> None:
+    async with a_world(tmp_path, answers([text("x" * 40)])) as world:
+        request = a_request(stream=False)
+        await world.generate(request)
+
+        assert not world.event_of(request).HasField("reported")
+        assert world.event_of(request).delivered.output_tokens == 10

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from mws.inference.v1 import generation_pb2 as pb
 
 from services.routing_and_inference.catalog import UpstreamTarget
-from services.routing_and_inference.routing import head_of, rank, rank_by_head
+from services.routing_and_inference.prompt import head_of
+from services.routing_and_inference.routing import rank, rank_by_head
 
 targets = st.lists(
     st.builds(
