@@ -103,9 +103,9 @@ class RedisHolds:
         is_first = await owner is not None
         code = answer[0]
         if is_first:
-            if code not in (_DONE, Code.REPEAT):
+            if code in (Code.REFUSED, Code.EARLIER):
                 self._link.send("DEL", _owner_key(ask.call_id))
-        elif code in (_DONE, Code.REPEAT) and await self._owner(ask.call_id) != account_id:
+        elif code in (_DONE, Code.REPEAT) and not await self._is_owner(ask.call_id, account_id):
             # Another account's: what was taken in the same breath is given back.
             if code == _DONE:
                 await self._link.run("void", key_of(account_id), ask.call_id, ask.run_id)
@@ -248,6 +248,14 @@ class RedisHolds:
             some = asked[first : first + _SENT_AT_ONCE]
             answers += await self._link.run_all([(name, key_of(str(account)), *rest) for name, account, *rest in some])
         return answers
+
+    async def _is_owner(self, call_id: str, account_id: str) -> bool:
+        """Whether the call id is the account's, or becomes its own now: another run of it may just have let it go."""
+        owner = await self._owner(call_id)
+        if not owner:
+            await self._link.ask("SET", _owner_key(call_id), account_id, "NX", "PX", TOMBSTONE_MS)
+            owner = await self._owner(call_id)
+        return owner == account_id
 
     async def _owner(self, call_id: str) -> str:
         """The account of a call, where nobody said it; empty: not known."""

@@ -151,13 +151,14 @@ async def test_a_wait_as_told_is_enough_in_every_process_and_a_microsecond_less_
 
 async def test_no_call_is_admitted_twice_whichever_process_is_asked(field: Field) -> None:
     payer = Payer(await field.account(balance=1_000))
-    asked = ask(100)
-    runs = [Ask(asked.call_id, new_id(), "r", 100, 0) for _ in range(30)]
     turns = itertools.cycle(field.stores)
+    for _ in range(20):
+        asked = ask(1)
+        runs = [Ask(asked.call_id, new_id(), "r", 1, 0) for _ in range(30)]
 
-    verdicts = await asyncio.gather(*(next(turns).admit(run, payer) for run in runs), return_exceptions=True)
+        verdicts = await asyncio.gather(*(next(turns).admit(run, payer) for run in runs), return_exceptions=True)
 
-    assert sum(isinstance(verdict, Admitted) for verdict in verdicts) == 1
+        assert sum(isinstance(verdict, Admitted) for verdict in verdicts) == 1
 
 
 async def test_what_one_process_admitted_another_one_finishes(field: Field) -> None:
