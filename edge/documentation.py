@@ -3,7 +3,8 @@
 Owns the document; refuses to serve any API route.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import msgspec
 from fastapi import FastAPI
@@ -152,6 +153,14 @@ def _failures(shape: str, *extra: int) -> dict[str, Any]:
     return answers
 
 
+SSE_EVENT: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+}
+"""Before OpenAPI 3.2 the schema of an event stream describes one event."""
+
+
 def _operation(summary: str, tag: str, reply: str, failures: dict[str, Any]) -> dict[str, Any]:
     ok = {"description": "The answer.", "headers": dict(LIMIT_HEADERS), "content": _json(reply)}
     return {"summary": summary, "tags": [tag], "responses": {"200": ok, **failures}}
@@ -165,7 +174,7 @@ def _post(summary: str, shape: str, body: str, reply: str, *, streams: bool, cha
         operation["parameters"] = [_IDEMPOTENCY_KEY]
     operation["requestBody"] = {"required": True, "content": _json(body)}
     if streams:
-        operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": dict(SSE_EVENT)}
     return {"post": operation}
 
 

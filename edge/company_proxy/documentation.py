@@ -12,7 +12,7 @@ from fastapi.security import HTTPBearer
 
 from edge.company_proxy import BASE
 from edge.company_proxy.schema import ApplicationName, ErrorReply, MessageReply, MessagesRequest, ProblemsReply
-from edge.documentation import LIMIT_HEADERS
+from edge.documentation import LIMIT_HEADERS, SSE_EVENT
 from edge.exchange import Exchange
 
 _HTML = (b"content-type", b"text/html; charset=utf-8")
@@ -87,7 +87,7 @@ def openapi_document() -> dict[str, Any]:
 
     document = app.openapi()
     answers = document["paths"][f"{BASE}/v1/messages"]["post"]["responses"]
-    answers["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    answers["200"]["content"]["text/event-stream"] = {"schema": dict(SSE_EVENT)}
     for status in ("200", "429"):
         answers[status]["headers"] = dict(LIMIT_HEADERS)
     answers["429"]["headers"]["retry-after"] = {"schema": {"type": "integer", "minimum": 1}}

@@ -115,12 +115,8 @@ def test_plans_are_listed_with_their_tiers(gateway: Gateway) -> None:
 
     start = next(row for row in plans if row["plan"] == "pay_as_you_go")
     assert (start["tier"], start["from_paid_usd"], start["is_default"]) == ("start", "0.00", True)
-    assert [row["from_paid_usd"] for row in plans if row["plan"] == "pay_as_you_go"] == [
-        "0",
-        "25",
-        "100",
-        "500",
-        "2500",
+    assert [row["from_paid_nano_usd"] for row in plans if row["plan"] == "pay_as_you_go"] == [
+        usd * 10**9 for usd in (0, 25, 100, 500, 2_500)
     ]
 
 
