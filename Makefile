@@ -45,8 +45,9 @@ setup-dev: .venv/.dev-stamp
 	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
 
+# Two at a time: for half of their time tests wait for processes. A file stays together, since its tests share what they start.
 test: setup-dev ## run every test, real processes and SDKs included
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 check: setup-dev fmt lint types layers check-protos check-deploy ## the quick gate: format, lint, types, layers, protos, manifests
 

@@ -140,12 +140,16 @@ class Gateway:
 
 
 def free_port_block() -> tuple[int, int]:
-    """An HTTP port and a gRPC base port whose offsets (+1, +2, +100…, +200…) are free as well."""
+    """An HTTP port and a gRPC base port whose offsets (+1, +2, +100…, +200…) are free as well.
+
+    Tests that run side by side take them from ranges of their own: what is free now is bound only moments later.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4  # noqa: TID251 - the plugin's
     for _ in range(100):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = int(probe.getsockname()[1])
-        base = 20_000 + port % 9_000
+        base = 20_000 + worker * 2_250 + port % 2_000
         if all(_is_free(p) for p in (port, *(base + o + k for o in (0, 100, 200) for k in range(3)))):
             return port, base
     raise AssertionError("no free block of ports")

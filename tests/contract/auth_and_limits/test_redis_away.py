@@ -182,7 +182,7 @@ class TestWiped:
         ledger = funded()
         async with replicas(redis_server.url, 1, Options(balances=ledger)) as [holds]:
             assert all(await asyncio.gather(*(admits(holds) for _ in range(50))))
-            assert ledger.asked <= 5  # as many times as answers of Redis came in pieces
+            assert ledger.asked <= 25  # as many times as answers of Redis came in pieces: few, but the machine's choice
 
 
 class TestReplaced:
