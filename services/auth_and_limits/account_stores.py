@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from services.auth_and_limits.adapters.sql_accounts import SqlAccounts
-from services.auth_and_limits.adapters.sql_database import SqliteDatabase
+from services.auth_and_limits.adapters.sql_database import DECISION_S, SqliteDatabase
 from services.auth_and_limits.ports import AccountStore, Alone, ChangeFeed
 from services.auth_and_limits.settings import Settings
 from services.runtime.ids import new_id
@@ -18,11 +18,13 @@ from services.runtime.ids import new_id
 async def open_accounts(settings: Settings) -> AsyncIterator[tuple[AccountStore, ChangeFeed]]:
     """The store and what other processes change in it, open until the context ends. Raises AccountSchemaError."""
     if settings.postgres_url is not None:
-        async with open_shared(settings.postgres_url.get_secret_value(), may_migrate=settings.migrate) as opened:
+        url = settings.postgres_url.get_secret_value()
+        async with open_shared(url, settings.store_timeout_s, may_migrate=settings.migrate) as opened:
             yield opened
         return
     path = settings.data_dir / "auth" / "accounts.sqlite3"
-    store = SqlAccounts(await SqliteDatabase.open(path, may_migrate=settings.migrate))
+    database = await SqliteDatabase.open(path, may_migrate=settings.migrate)
+    store = SqlAccounts(database, settings.store_timeout_s)
     try:
         yield store, Alone()
     finally:
@@ -30,7 +32,9 @@ async def open_accounts(settings: Settings) -> AsyncIterator[tuple[AccountStore,
 
 
 @asynccontextmanager
-async def open_shared(url: str, *, may_migrate: bool = True) -> AsyncIterator[tuple[AccountStore, ChangeFeed]]:
+async def open_shared(
+    url: str, decision_s: float = DECISION_S, *, may_migrate: bool = True
+) -> AsyncIterator[tuple[AccountStore, ChangeFeed]]:
     """The store on PostgreSQL. A server that does not answer yet is waited for while the process already runs."""
     # Loaded where it is used: a process on embedded stores starts without the driver.
     from services.auth_and_limits.adapters.sql_postgres import LOST, PostgresDatabase
@@ -38,7 +42,7 @@ async def open_shared(url: str, *, may_migrate: bool = True) -> AsyncIterator[tu
 
     replicas = Replicas(new_id())
     database = PostgresDatabase(url, replicas, may_migrate=may_migrate)
-    store = SqlAccounts(database)
+    store = SqlAccounts(database, decision_s)
     listening: asyncio.Task[None] | None = None
     try:
         await database.prepare()

@@ -29,28 +29,29 @@ _LAST_REVISION = sa.select(sa.func.coalesce(sa.func.max(t.audit_events.c.revisio
 
 
 class SqlAccounts:
-    """`ports.AccountStore` on SQLAlchemy Core."""
+    """`ports.AccountStore` on SQLAlchemy Core. `decision_s`: what a decision waits for takes no longer."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, decision_s: float = DECISION_S) -> None:
         self._database = database
+        self._decision_s = decision_s
 
     async def close(self) -> None:
         """Lets go of the database once what runs has ended."""
         await self._database.close()
 
     async def key_by_digest(self, stored_digest: bytes) -> tuple[Account, Key] | None:
-        found = await self._database.read(_KEY_BY_DIGEST.where(t.keys.c.digest == stored_digest), DECISION_S)
+        found = await self._database.read(_KEY_BY_DIGEST.where(t.keys.c.digest == stored_digest), self._decision_s)
         return (rows.account_from_row(found[0], _ACCOUNT), rows.key_from_row(found[0])) if found else None
 
     async def account(self, account_id: str) -> Account | None:
         found = await self._database.read(
-            sa.select(t.accounts).where(t.accounts.c.account_id == account_id), DECISION_S
+            sa.select(t.accounts).where(t.accounts.c.account_id == account_id), self._decision_s
         )
         return rows.account_from_row(found[0]) if found else None
 
     async def team_by_subject(self, issuer: str, subject: str) -> Team | None:
         query = sa.select(t.teams).where(t.teams.c.issuer == issuer, t.teams.c.subject == subject)
-        found = await self._database.read(query, DECISION_S)
+        found = await self._database.read(query, self._decision_s)
         return rows.team_from_row(found[0]) if found else None
 
     async def create_account(self, account: Account, request_id: str, content: bytes, event: AuditEvent) -> Account:

@@ -103,10 +103,9 @@ class Running:
 
 def settings_for(folder: Path, **fields: Any) -> Settings:
     """Settings of a process that nobody reaches by a socket."""
-    return Settings(
-        store_timeout_s=20.0,  # a busy disk is no fault here
-        **{"name": "auth-0", "port": 0, "data_dir": folder, "metering_endpoints": ("127.0.0.1:1",), **fields},
-    )
+    patient = {"store_timeout_s": 20.0}  # a busy disk is no fault here
+    own = {"name": "auth-0", "port": 0, "data_dir": folder, "metering_endpoints": ("127.0.0.1:1",)}
+    return Settings(**{**patient, **own, **fields})
 
 
 @asynccontextmanager

@@ -75,7 +75,7 @@ async def test_an_api_key_acts_for_its_account_under_its_own_name(tmp_path: Path
 async def test_while_accounts_cannot_be_read_a_known_key_works_and_an_unknown_one_is_not_called_invalid(
     tmp_path: Path,
 ) -> None:
-    async with serving(tmp_path) as running:
+    async with serving(tmp_path, store_timeout_s=1.0) as running:
         account_id = await running.new_account()
         _, known = await running.new_key(account_id)
         _, unused = await running.new_key(account_id)
